@@ -1,0 +1,60 @@
+"""What every engine is: tokens in, tokens out, and weights taken up."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+  """How to sample.
+
+  Attributes:
+    max_tokens: most tokens of a completion.
+    stop_ids: a completion ends with (and includes) the first of these.
+    temperature: 0 takes the likeliest token.
+    top_p: nucleus mass in (0, 1].
+    top_k: 0 keeps the whole vocabulary.
+  """
+
+  max_tokens: int
+  stop_ids: tuple[int, ...]
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """One sampled action.
+
+  Attributes:
+    ids: `[A]` int32, the stop token included where one came.
+    log_probs: `[A]` float32, of each id under the untempered policy.
+    finish: "stop" or "length".
+  """
+
+  ids: np.ndarray
+  log_probs: np.ndarray
+  finish: str
+
+
+class Engine(Protocol):
+  """Two verbs. Sampled ids are trained on as sampled."""
+
+  def sample(
+      self,
+      prompts: Sequence[np.ndarray],
+      sampling: SamplingParams,
+      seeds: Sequence[int],
+  ) -> list[Completion]:
+    """One completion a row; row i is drawn from `prompts[i]`, `seeds[i]`.
+
+    A row depends on its own prompt and seed only. Equal prompts, and
+    prompts that are prefixes of others, share their computation.
+    """
+
+  def load(self, weights: Any, version: str) -> None:
+    """Samples from `weights` from now on."""
