@@ -1,0 +1,340 @@
+"""Qwen3 (dense) in Flax Linen, over trajectory trees.
+
+RMSNorm, QK-norm, rotary positions, grouped-query attention and SwiGLU, with
+the parameter names of Hugging Face (`models/hf.py` maps them one to one).
+
+The unit of compute is a trunk `[T]` with N branches `[A]` on it. A branch of
+an action starts with the *last prompt token* and ends before the action's
+last token, so that its A outputs predict the action's A tokens; it sees the
+trunk before that token (`visible` tokens) and its own past. Hence the trunk
+is only ever read through its keys and values: its last layer's outputs and
+its vocabulary projection do not exist here.
+
+Three ways through the same layers:
+- `__call__`: trunk and branches at once, for the loss;
+- `prefill`: the trunk's keys and values, once;
+- `decode`: one token of every branch, from the trunk's and its own cache.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pivotrl_jax import errors
+from pivotrl_jax.models import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of a Qwen3, in the words of a Hugging Face config.json."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rms_norm_eps: float = 1e-6
+  rope_theta: float = 1e6
+  tie_word_embeddings: bool = False
+
+  def __post_init__(self):
+    if self.num_attention_heads % self.num_key_value_heads:
+      raise errors.InputError(
+          f"config.json: num_attention_heads {self.num_attention_heads};"
+          " expected a multiple of num_key_value_heads"
+          f" {self.num_key_value_heads}"
+      )
+
+
+def config_from_hf(values: dict[str, Any]) -> Config:
+  """Reads the fields of a (checked) config.json; see `hf.read_config`."""
+  rope = values.get("rope_parameters") or {}
+  theta = rope.get("rope_theta", values.get("rope_theta", Config.rope_theta))
+  heads = values["num_attention_heads"]
+  return Config(
+      vocab_size=values["vocab_size"],
+      hidden_size=values["hidden_size"],
+      intermediate_size=values["intermediate_size"],
+      num_hidden_layers=values["num_hidden_layers"],
+      num_attention_heads=heads,
+      num_key_value_heads=values.get("num_key_value_heads", heads),
+      head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+      rms_norm_eps=values.get("rms_norm_eps", Config.rms_norm_eps),
+      rope_theta=float(theta),
+      tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+  )
+
+
+class RMSNorm(nn.Module):
+  """`x / rms(x) * scale`, in float32."""
+
+  eps: float
+  axis_name: str = "embed"
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param(
+        "scale",
+        nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,)),
+        (x.shape[-1],),
+    )
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
+    return (wide * scale).astype(x.dtype)
+
+
+def _linear(name, features, axes, dtype):
+  return nn.Dense(
+      features,
+      use_bias=False,
+      dtype=dtype,
+      name=name,
+      kernel_init=nn.with_logical_partitioning(
+          nn.initializers.normal(0.02), axes
+      ),
+  )
+
+
+class Attention(nn.Module):
+  """Projections, QK-norm and rotary positions of one layer."""
+
+  config: Config
+  dtype: Any
+
+  def setup(self):
+    c = self.config
+    heads = c.num_attention_heads * c.head_dim
+    kv = c.num_key_value_heads * c.head_dim
+    self.q_proj = _linear("q_proj", heads, ("embed", "heads"), self.dtype)
+    self.k_proj = _linear("k_proj", kv, ("embed", "kv"), self.dtype)
+    self.v_proj = _linear("v_proj", kv, ("embed", "kv"), self.dtype)
+    self.o_proj = _linear(
+        "o_proj", c.hidden_size, ("heads", "embed"), self.dtype
+    )
+    self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
+    self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="k_norm")
+
+  def query(self, x, positions):
+    """`[..., D]` to queries `[..., H, C]`."""
+    c = self.config
+    q = self.q_proj(x).reshape(
+        *x.shape[:-1], c.num_attention_heads, c.head_dim
+    )
+    return attention.rotary(self.q_norm(q), positions, c.rope_theta)
+
+  def key_value(self, x, positions):
+    """`[..., D]` to keys and values `[..., K, C]`."""
+    c = self.config
+    shape = (*x.shape[:-1], c.num_key_value_heads, c.head_dim)
+    k = self.k_norm(self.k_proj(x).reshape(shape))
+    k = attention.rotary(k, positions, c.rope_theta)
+    return k, self.v_proj(x).reshape(shape)
+
+  def output(self, heads):
+    """`[..., H, C]` to `[..., D]`."""
+    return self.o_proj(heads.reshape(*heads.shape[:-2], -1))
+
+
+class MLP(nn.Module):
+  """SwiGLU."""
+
+  config: Config
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    wide = ("embed", "mlp")
+    gate = _linear("gate_proj", c.intermediate_size, wide, self.dtype)(x)
+    up = _linear("up_proj", c.intermediate_size, wide, self.dtype)(x)
+    return _linear("down_proj", c.hidden_size, ("mlp", "embed"), self.dtype)(
+        nn.silu(gate) * up
+    )
+
+
+class Layer(nn.Module):
+  """One decoder layer, over a trunk `[B, T, D]` and branches `[B, N, A, D]`."""
+
+  config: Config
+  dtype: Any
+  dense: bool  # Plain attention: differentiable in forward mode too.
+
+  def setup(self):
+    c = self.config
+    self.input_layernorm = RMSNorm(c.rms_norm_eps, name="input_layernorm")
+    self.self_attn = Attention(c, self.dtype, name="self_attn")
+    self.post_attention_layernorm = RMSNorm(
+        c.rms_norm_eps, name="post_attention_layernorm"
+    )
+    self.mlp = MLP(c, self.dtype, name="mlp")
+
+  def _attend(self, q, k, v, limit):
+    return (attention.dense if self.dense else attention.attend)(
+        q, k, v, limit
+    )
+
+  def _finish(self, x, heads):
+    x = x + self.self_attn.output(heads)
+    return x + self.mlp(self.post_attention_layernorm(x))
+
+  def trunk(self, x, *, last):
+    """The trunk's next hidden states (None of the last layer) and its KV."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    normed = self.input_layernorm(x)
+    kv = self.self_attn.key_value(normed, positions)
+    if last:
+      return None, kv
+    q = self.self_attn.query(normed, positions)
+    heads, _ = self._attend(q, *kv, positions + 1)
+    return self._finish(x, heads), kv
+
+  def branches(self, x, trunk_kv, visible):
+    """`[B, N, A, D]` to the same, reading the trunk up to `visible`."""
+    b, n, a, _ = x.shape
+    positions = visible[..., None] + jnp.arange(a)
+    normed = self.input_layernorm(x)
+    q = self.self_attn.query(normed, positions)
+    k, v = self.self_attn.key_value(normed, positions)
+    limit = jnp.broadcast_to(visible[..., None], (b, n, a)).reshape(b, n * a)
+    past = self._attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
+    own = self._attend(
+        q.reshape(b * n, a, *q.shape[3:]),
+        k.reshape(b * n, a, *k.shape[3:]),
+        v.reshape(b * n, a, *v.shape[3:]),
+        jnp.broadcast_to(jnp.arange(1, a + 1), (b * n, a)),
+    )
+    own = jax.tree.map(lambda y: y.reshape(b, n * a, *y.shape[2:]), own)
+    heads = attention.merge(past, own)
+    return self._finish(x, heads.reshape(b, n, a, *heads.shape[2:]))
+
+  def both(self, trunk, branch, visible, last):
+    """One layer of `Qwen3.__call__`."""
+    trunk, kv = self.trunk(trunk, last=last)
+    return trunk, self.branches(branch, kv, visible)
+
+  def decode(self, x, trunk_kv, visible, cache, step):
+    """`[B, N, D]`, one token a branch, at place `step` of its cache.
+
+    Args:
+      x: `[B, N, D]`.
+      trunk_kv: keys and values `[B, T, K, C]`.
+      visible: `[B, N]` trunk tokens each branch sees.
+      cache: the branches' keys and values `[B, N, S, K, C]`.
+      step: scalar, how many tokens of each branch are in the cache.
+
+    Returns:
+      `[B, N, D]` and the cache with this token's keys and values.
+    """
+    b, n, _ = x.shape
+    normed = self.input_layernorm(x)
+    q = self.self_attn.query(normed, visible + step)
+    new = self.self_attn.key_value(normed, visible + step)
+    cache = tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, part[:, :, None], step, 2)
+        for old, part in zip(cache, new, strict=True)
+    )
+    past = attention.dense(q, *trunk_kv, visible)
+    own_kv = (y.reshape(b * n, *y.shape[2:]) for y in cache)
+    limit = jnp.full((b * n, 1), step + 1)
+    own = attention.dense(
+        q.reshape(b * n, 1, *q.shape[2:]), *own_kv, limit
+    )
+    own = jax.tree.map(lambda y: y.reshape(b, n, *y.shape[2:]), own)
+    return self._finish(x, attention.merge(past, own)), cache
+
+
+class Qwen3(nn.Module):
+  """The policy. Hidden states out; `unembedding` gives the logits' matrix.
+
+  Attributes:
+    config: its shape.
+    dtype: of activations; parameters stay as they are stored.
+    remat: recompute each layer in the backward pass.
+    dense: plain attention everywhere (short sequences, forward mode).
+  """
+
+  config: Config
+  dtype: Any = jnp.float32
+  remat: bool = False
+  dense: bool = False
+
+  def setup(self):
+    c = self.config
+    self.embed_tokens = nn.Embed(
+        c.vocab_size,
+        c.hidden_size,
+        dtype=self.dtype,
+        name="embed_tokens",
+        embedding_init=nn.with_logical_partitioning(
+            nn.initializers.normal(0.02), ("vocab", "embed")
+        ),
+    )
+    layer = Layer
+    if self.remat:
+      layer = nn.remat(Layer, methods=["both"], static_argnums=(4,))
+    self.layers = [
+        layer(c, self.dtype, self.dense, name=f"layers_{i}")
+        for i in range(c.num_hidden_layers)
+    ]
+    self.norm = RMSNorm(c.rms_norm_eps, name="norm")
+    if not c.tie_word_embeddings:
+      self.lm_head = _linear(
+          "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
+      )
+
+  def __call__(self, trunk, branch, visible):
+    """Hidden states of the branches' tokens.
+
+    Args:
+      trunk: `[B, T]` token ids.
+      branch: `[B, N, A]` token ids, each from its last prompt token on.
+      visible: `[B, N]` trunk tokens that a branch sees, all before it.
+
+    Returns:
+      `[B, N, A, D]`, normed: times `unembedding` they are the logits of the
+      tokens that follow.
+    """
+    chex.assert_rank([trunk, branch, visible], [2, 3, 2])
+    chex.assert_shape(visible, branch.shape[:2])
+    x, y = self.embed_tokens(trunk), self.embed_tokens(branch)
+    for i, layer in enumerate(self.layers):
+      x, y = layer.both(x, y, visible, i == len(self.layers) - 1)
+    if self.is_initializing() and not self.config.tie_word_embeddings:
+      self.lm_head(y)
+    return self.norm(y)
+
+  def prefill(self, trunk):
+    """Keys and values `[B, T, K, C]` of the trunk, a pair a layer."""
+    x, caches = self.embed_tokens(trunk), []
+    for i, layer in enumerate(self.layers):
+      x, kv = layer.trunk(x, last=i == len(self.layers) - 1)
+      caches.append(kv)
+    return tuple(caches)
+
+  def decode(self, tokens, trunk_kv, visible, cache, step):
+    """Hidden states `[B, N, D]` of one token `[B, N]` a branch, and cache."""
+    x, caches = self.embed_tokens(tokens), []
+    for layer, trunk, own in zip(self.layers, trunk_kv, cache, strict=True):
+      x, own = layer.decode(x, trunk, visible, own, step)
+      caches.append(own)
+    return self.norm(x), tuple(caches)
+
+
+def unembedding(params: Any, config: Config) -> jax.Array:
+  """The matrix `[D, V]` from hidden states to logits."""
+  if config.tie_word_embeddings:
+    return params["embed_tokens"]["embedding"].T
+  return params["lm_head"]["kernel"]
+
+
+def init_params(config: Config, key: jax.Array) -> Any:
+  """Random parameters, boxed with their logical axes."""
+  ids = jnp.zeros((1, 2), jnp.int32)
+  variables = Qwen3(config).init(key, ids, ids[None], ids[:, :1])
+  return variables["params"]
