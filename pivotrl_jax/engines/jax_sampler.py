@@ -1,0 +1,289 @@
+"""The embedded engine: samples from a Linen policy, one prefill a trunk.
+
+Rows that share a prefix share its keys and values: `trees.build` finds the
+trunks, `prefill` runs each once, and a decode step reads a trunk's cache once
+for all its branches. Shapes are rounded up to a few buckets, so that a run
+compiles a handful of programs. Rows that stopped are dropped between chunks
+of steps once they are most of the batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pivotrl_jax.data import trees
+from pivotrl_jax.engines import base
+from pivotrl_jax.models import qwen3
+
+
+@dataclasses.dataclass
+class Stats:
+  """What the last `sample` computed, in tokens."""
+
+  prompt_tokens: int = 0  # Sum of the prompts, as separate sequences.
+  trunk_tokens: int = 0  # Prefilled.
+  padded_trunk_tokens: int = 0  # Prefilled, padding included.
+  sampled_tokens: int = 0
+  decoded_slots: int = 0  # Branch slots times steps, padding included.
+
+
+class JaxSampler:
+  """An `engines.base.Engine` in this process.
+
+  Args:
+    config: shape of the policy.
+    dtype: of activations.
+    batch_tokens: most trunk tokens of a batch, padding included.
+    batch_rows: most branches of a batch, padding included.
+    chunk: decode steps between two looks at which rows are done.
+  """
+
+  def __init__(
+      self,
+      config: qwen3.Config,
+      *,
+      dtype: Any = jnp.float32,
+      batch_tokens: int = 65536,
+      batch_rows: int = 512,
+      chunk: int = 16,
+  ):
+    self._config = config
+    self._model = qwen3.Qwen3(config, dtype=dtype)
+    self._batch_tokens = batch_tokens
+    self._batch_rows = batch_rows
+    self._chunk = chunk
+    self._params = None
+    self.version = ""
+    self.stats = Stats()
+
+  def load(self, weights: Any, version: str) -> None:
+    """Samples from `weights`, a Qwen3 params tree, from now on."""
+    self._params = weights
+    self.version = version
+
+  def sample(
+      self,
+      prompts: Sequence[np.ndarray],
+      sampling: base.SamplingParams,
+      seeds: Sequence[int],
+  ) -> list[base.Completion]:
+    """See `engines.base.Engine`."""
+    if self._params is None:
+      raise ValueError("no weights: call load before sample")
+    if len(prompts) != len(seeds):
+      raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
+    self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
+    out: list[base.Completion | None] = [None] * len(prompts)
+    for group in self._plan(trees.build(prompts)):
+      for row, completion in self._run(group, sampling, seeds):
+        out[row] = completion
+    return out
+
+  def _plan(self, forest):
+    """Trees to batches of like trunks, within the two budgets."""
+    forest = [p for t in forest for p in trees.split(t, self._batch_rows)]
+    forest.sort(key=lambda t: (len(t.trunk), len(t.rows), t.rows[0]))
+    group: list[trees.Tree] = []
+    for tree in forest:
+      grown = [*group, tree]
+      width = trees.bucket(len(tree.trunk))
+      rows = max(len(t.rows) for t in grown)
+      if group and (
+          len(grown) * width > self._batch_tokens
+          or len(grown) * rows > self._batch_rows
+      ):
+        yield group
+        grown = [tree]
+      group = grown
+    if group:
+      yield group
+
+  def _run(self, group, sampling, seeds):
+    """Samples one batch of trees; yields (row, Completion)."""
+    state, trunk, rows = self._start(group, sampling, seeds)
+    trunk_kv = _prefill(self._model, self._params, trunk)
+    unembed = qwen3.unembedding(self._params, self._config)
+    filters = (sampling.top_k, sampling.top_p)
+    knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
+    ids = np.zeros((*rows.shape, sampling.max_tokens), np.int32)
+    log_probs = np.zeros(ids.shape, np.float32)
+    length = np.zeros(rows.shape, np.int32)
+    place = np.indices(rows.shape)
+    for start in range(0, sampling.max_tokens, self._chunk):
+      end = min(start + self._chunk, sampling.max_tokens)
+      state, new_ids, new_log_probs = _decode(
+          self._model, self._chunk, filters, self._params, unembed,
+          trunk_kv, state, start, end, knobs,
+      )  # fmt: skip
+      done, counted, new_ids, new_log_probs = jax.device_get(
+          (state["done"], state["length"], new_ids, new_log_probs)
+      )
+      at = tuple(place)
+      ids[(*at, slice(start, end))] = new_ids[..., : end - start]
+      log_probs[(*at, slice(start, end))] = new_log_probs[..., : end - start]
+      length[at] = counted
+      self.stats.decoded_slots += done.size * (end - start)
+      if done.all():
+        break
+      keep = _compact(done)
+      if keep is not None:
+        trunk_kv, state = _gather(trunk_kv, state, *keep)
+        place = place[:, keep[0][:, None], keep[1]]
+    stopped = np.isin(
+        np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
+        sampling.stop_ids,
+    )[..., 0]
+    for at in zip(*np.nonzero(rows >= 0), strict=True):
+      size = length[at]
+      self.stats.sampled_tokens += int(size)
+      yield rows[at], base.Completion(
+          ids[at][:size].copy(),
+          log_probs[at][:size].copy(),
+          "stop" if stopped[at] else "length",
+      )
+
+  def _start(self, group, sampling, seeds):
+    """Arrays of a batch before its first step; rows are -1 in padding."""
+    width = trees.bucket(max(len(t.trunk) for t in group))
+    size = _round_up(len(group))
+    branches = _round_up(max(len(t.rows) for t in group))
+    trunk = np.zeros((size, width), np.int32)
+    rows = np.full((size, branches), -1)
+    attach = np.ones((size, branches), np.int32)
+    keys = np.zeros((size, branches, 2), np.uint32)
+    for b, tree in enumerate(group):
+      n = len(tree.rows)
+      trunk[b, : len(tree.trunk)] = tree.trunk
+      rows[b, :n] = tree.rows
+      attach[b, :n] = tree.attach
+      keys[b, :n] = [divmod(seeds[row], 1 << 32) for row in tree.rows]
+      self.stats.trunk_tokens += len(tree.trunk)
+    self.stats.padded_trunk_tokens += trunk.size
+    c = self._config
+    slots = -(-sampling.max_tokens // self._chunk) * self._chunk
+    shape = (size, branches, slots, c.num_key_value_heads, c.head_dim)
+    dtype = self._model.dtype
+    state = {
+        "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
+        "visible": jnp.array(attach - 1),
+        "done": jnp.array(rows < 0),
+        "length": jnp.zeros(rows.shape, jnp.int32),
+        "keys": jnp.array(keys),
+        "cache": tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            for _ in range(c.num_hidden_layers)
+        ),
+    }
+    return state, jnp.array(trunk), rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(model, params, trunk):
+  return model.apply({"params": params}, trunk, method="prefill")
+
+
+@functools.partial(
+    jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
+)
+def _decode(
+    model, chunk, filters, params, unembed, trunk_kv, state, start, end, knobs
+):
+  """Steps `start..end` of every branch, or until all are done.
+
+  Returns:
+    The state after them, and the chunk's ids and log-probs `[B, N, chunk]`
+    (0 after a row's end).
+  """
+  temperature, stop_ids = knobs
+  shape = state["tokens"].shape
+
+  def body(carry):
+    step, state, ids, log_probs = carry
+    hidden, cache = model.apply(
+        {"params": params}, state["tokens"], trunk_kv, state["visible"],
+        state["cache"], step, method="decode",
+    )  # fmt: skip
+    logits = (hidden @ unembed).astype(jnp.float32)
+    logits = jax.nn.log_softmax(logits)
+    token = _draw(logits, state["keys"], step, temperature, filters)
+    log_prob = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    live = ~state["done"]
+    ids = ids.at[..., step - start].set(jnp.where(live, token, 0))
+    log_probs = log_probs.at[..., step - start].set(
+        jnp.where(live, log_prob, 0.0)
+    )
+    state = state | {
+        "tokens": token,
+        "cache": cache,
+        "length": state["length"] + live,
+        "done": state["done"] | (token[..., None] == stop_ids).any(-1),
+    }
+    return step + 1, state, ids, log_probs
+
+  carry = (
+      start,
+      state,
+      jnp.zeros((*shape, chunk), jnp.int32),
+      jnp.zeros((*shape, chunk), jnp.float32),
+  )
+  carry = jax.lax.while_loop(
+      lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
+  )
+  return carry[1:]
+
+
+def _draw(log_probs, keys, step, temperature, filters):
+  """One token a row `[B, N]` by the Gumbel-max trick, from its own key."""
+  top_k, top_p = filters
+  scaled = log_probs / jnp.where(temperature > 0, temperature, 1.0)
+  if top_k or top_p < 1.0:
+    scaled = _filter(jax.nn.log_softmax(scaled), top_k, top_p)
+
+  def noise(key):
+    key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+    return jax.random.gumbel(key, log_probs.shape[-1:])
+
+  drawn = jnp.argmax(scaled + jax.vmap(jax.vmap(noise))(keys), -1)
+  return jnp.where(temperature > 0, drawn, jnp.argmax(log_probs, -1))
+
+
+def _filter(log_probs, top_k, top_p):
+  """Minus infinity outside the top_k likeliest and the top_p nucleus."""
+  ranked = -jnp.sort(-log_probs, -1)
+  before = jnp.cumsum(jnp.exp(ranked), -1) - jnp.exp(ranked)
+  kept = before < top_p
+  if top_k:
+    kept &= jnp.arange(ranked.shape[-1]) < top_k
+  floor = jnp.min(jnp.where(kept, ranked, jnp.inf), -1, keepdims=True)
+  return jnp.where(log_probs >= floor, log_probs, -jnp.inf)
+
+
+def _compact(done):
+  """Trunks `[B']` and their branches `[B', N']` that hold the live rows.
+
+  None unless that halves the batch. Free places repeat a finished row.
+  """
+  live = ~done
+  size = _round_up(int(live.any(1).sum()))
+  branches = _round_up(int(live.sum(1).max()))
+  if size * branches * 2 > done.size:
+    return None
+  trunk_order = np.argsort(~live.any(1), kind="stable")[:size]
+  branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]
+  return trunk_order, branch_order[trunk_order]
+
+
+@jax.jit
+def _gather(trunk_kv, state, trunks, branches):
+  trunk_kv = jax.tree.map(lambda x: x[trunks], trunk_kv)
+  state = jax.tree.map(lambda x: x[trunks[:, None], branches], state)
+  return trunk_kv, state
+
+
+def _round_up(count):
+  return 1 << max(0, count - 1).bit_length()

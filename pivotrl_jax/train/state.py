@@ -1,0 +1,46 @@
+"""What a training run is, between steps; and its optimizer."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Parameters, optimizer state and the count of finished steps."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """AdamW, linear warm-up to a constant rate, clipping by global norm."""
+  schedule = learning_rate
+  if warmup_steps:
+    # The first update already moves: step 0 has rate 1 / warmup_steps.
+    schedule = optax.linear_schedule(
+        learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1)
+    )
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(
+      clip, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+  )
+
+
+def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
+  """A state that has taken no step; parameters in float32."""
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
