@@ -27,6 +27,9 @@ class TrainBatch:
     mask: `[M, B, N, A]` float32 weight of each action token in the loss.
     advantages: `[M, B, N]`.
     sampler_log_probs: `[M, B, N, A]` as the engine reported them.
+    old_log_probs: `[M, B, N, A]` under the trainer's policy before the first
+      update on this batch; None where this is the first update.
+    ref_log_probs: `[M, B, N, A]` under the reference policy, or None.
   """
 
   trunks: jax.Array
@@ -35,6 +38,8 @@ class TrainBatch:
   mask: jax.Array
   advantages: jax.Array
   sampler_log_probs: jax.Array
+  old_log_probs: jax.Array | None = None
+  ref_log_probs: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
