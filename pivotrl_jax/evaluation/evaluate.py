@@ -1,0 +1,115 @@
+"""Evaluation: the starting and the trained policy on the same held-out tasks.
+
+In domain: success in the world. Out of domain: questions without tools,
+to see what training forgot. Both policies get the same tasks and seeds, so
+that differences are paired.
+"""
+
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+
+from pivotrl_jax import seeds
+from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.envs import episode
+from pivotrl_jax.envs import swe
+from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.pivots import rollouts
+
+WORLDS = {"swe": swe}
+
+
+def run(config: Any, workdir: pathlib.Path) -> None:
+  """starting policy, export/ -> evals.jsonl."""
+  base = policy_lib.starting(config, workdir)
+  policies = {"base": base}
+  if (workdir / "export").exists():
+    policies["trained"] = policy_lib.load(workdir / "export")
+  rows = []
+  for name, policy in policies.items():
+    engine = policy_lib.engine(policy, config)
+    for seed in range(config.evaluation.seeds):
+      started = time.monotonic()
+      episodes = _world(config, policy, engine, seed)
+      answers = _questions(config, policy, engine, seed)
+      rows += [{"policy": name} | row for row in episodes + answers]
+      logging.info(
+          "evaluate: %s, seed %d: success %.3f of %d tasks, %.3f of %d"
+          " questions, %.0f s",
+          name, seed, _rate(episodes), len(episodes), _rate(answers),
+          len(answers), time.monotonic() - started,
+      )  # fmt: skip
+  records.write_jsonl(workdir / "evals.jsonl", rows)
+
+
+def _world(config, policy, engine, seed):
+  """Rows of evals.jsonl from the domain's world; none where it has none."""
+  env = WORLDS.get(config.domain)
+  if env is None or not config.evaluation.tasks:
+    return []
+  tasks = [env.make_task(i, "eval") for i in range(config.evaluation.tasks)]
+  episodes = episode.run_episodes(
+      engine,
+      policy.tokenizer,
+      env,
+      tasks,
+      [
+          seeds.row_seed(config.seed, "evaluate", seed, i)
+          for i in range(len(tasks))
+      ],
+      sampling=rollouts.sampling_params(policy.tokenizer, config.rollout),
+      max_turns=config.evaluation.max_turns,
+      max_prompt_tokens=config.data.max_prompt_tokens,
+  )
+  return [
+      _row(config.domain, task.id, seed, e.success, e.turns, e.tokens)
+      for task, e in zip(tasks, episodes, strict=True)
+  ]
+
+
+def _questions(config, policy, engine, seed):
+  """Rows of evals.jsonl from questions outside the domain."""
+  questions = benchmarks.questions(
+      "eval", config.seed, config.evaluation.questions
+  )
+  if not questions:
+    return []
+  completions = engine.sample(
+      [
+          render.prompt_ids(policy.tokenizer, q.messages, ())
+          for q in questions
+      ],
+      rollouts.sampling_params(policy.tokenizer, config.rollout),
+      [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
+  )
+  rows = []
+  for question, completion in zip(questions, completions, strict=True):
+    _, said = rollouts.read_action(policy.tokenizer, completion)
+    right = isinstance(said, types.Message) and benchmarks.grade(
+        question, types.action_of(said)
+    )
+    rows.append(
+        _row("questions", question.id, seed, right, 1, len(completion.ids))
+    )
+  return rows
+
+
+def _row(suite, task, seed, success, turns, tokens):
+  return {
+      "suite": suite,
+      "split": "eval",
+      "task": task,
+      "seed": seed,
+      "success": bool(success),
+      "turns": turns,
+      "tokens": tokens,
+  }
+
+
+def _rate(rows):
+  return sum(r["success"] for r in rows) / max(1, len(rows))
