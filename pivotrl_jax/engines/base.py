@@ -32,7 +32,8 @@ class Completion:
 
   Attributes:
     ids: `[A]` int32, the stop token included where one came.
-    log_probs: `[A]` float32, of each id under the untempered policy.
+    log_probs: `[A]` float32, of each id under the policy at the sampling
+      temperature (at 1 where that is 0), before top_p and top_k.
     finish: "stop" or "length".
   """
 

@@ -209,9 +209,10 @@ def _decode(
         state["cache"], step, method="decode",
     )  # fmt: skip
     logits = (hidden @ unembed).astype(jnp.float32)
-    logits = jax.nn.log_softmax(logits)
-    token = _draw(logits, state["keys"], step, temperature, filters)
-    log_prob = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    scale = jnp.where(temperature > 0, temperature, 1.0)
+    scores = jax.nn.log_softmax(logits / scale)
+    token = _draw(scores, state["keys"], step, temperature > 0, filters)
+    log_prob = jnp.take_along_axis(scores, token[..., None], -1)[..., 0]
     live = ~state["done"]
     ids = ids.at[..., step - start].set(jnp.where(live, token, 0))
     log_probs = log_probs.at[..., step - start].set(
@@ -237,19 +238,19 @@ def _decode(
   return carry[1:]
 
 
-def _draw(log_probs, keys, step, temperature, filters):
+def _draw(log_probs, keys, step, at_random, filters):
   """One token a row `[B, N]` by the Gumbel-max trick, from its own key."""
   top_k, top_p = filters
-  scaled = log_probs / jnp.where(temperature > 0, temperature, 1.0)
+  kept = log_probs
   if top_k or top_p < 1.0:
-    scaled = _filter(jax.nn.log_softmax(scaled), top_k, top_p)
+    kept = _filter(log_probs, top_k, top_p)
 
   def noise(key):
     key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
     return jax.random.gumbel(key, log_probs.shape[-1:])
 
-  drawn = jnp.argmax(scaled + jax.vmap(jax.vmap(noise))(keys), -1)
-  return jnp.where(temperature > 0, drawn, jnp.argmax(log_probs, -1))
+  drawn = jnp.argmax(kept + jax.vmap(jax.vmap(noise))(keys), -1)
+  return jnp.where(at_random, drawn, jnp.argmax(log_probs, -1))
 
 
 def _filter(log_probs, top_k, top_p):

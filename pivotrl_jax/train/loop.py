@@ -1,0 +1,248 @@
+"""The training loop: sample, score, pack, step, log, save, hand over.
+
+Step s is a function of the parameters before it and of (seed, s) alone. So a
+checkpoint is a `TrainState`, and a run that was killed ends in the bytes of
+one that was not.
+"""
+
+from collections.abc import Callable
+import functools
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from pivotrl_jax import seeds
+from pivotrl_jax.data import batches
+from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.losses import grpo
+from pivotrl_jax.models import hf
+from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import metrics as metrics_lib
+from pivotrl_jax.train import monitor
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import sft
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+# (state, step index) -> (state, metrics of the step).
+Advance = Callable[[state_lib.TrainState, int], tuple[Any, dict[str, float]]]
+
+
+def run(config: Any, workdir: pathlib.Path) -> None:
+  """pivots.jsonl -> checkpoints/, metrics.jsonl, tb/, export/."""
+  policy = policy_lib.starting(config, workdir)
+  t = config.train
+  tx = state_lib.optimizer(
+      learning_rate=t.learning_rate,
+      warmup_steps=t.warmup_steps,
+      weight_decay=t.weight_decay,
+      clip_norm=t.clip_norm,
+  )
+  state = state_lib.create(policy.params, tx)
+  with checkpoints.Checkpoints(
+      workdir / "checkpoints", keep=t.keep_checkpoints
+  ) as saved, metrics_lib.MetricWriter(workdir) as writer:
+    state = saved.restore_latest(state)
+    first = int(state.step)
+    writer.truncate(first)
+    advance = METHODS[config.method](config, workdir, policy, tx)
+    bar = tqdm.tqdm(
+        range(first, t.steps), initial=first, total=t.steps,
+        desc="train", disable=None,
+    )  # fmt: skip
+    for index in bar:
+      started = time.monotonic()
+      state, scalars = advance(state, index)
+      seconds = time.monotonic() - started
+      writer.write(index + 1, scalars, seconds=seconds)
+      if (index + 1) % t.log_every == 0:
+        _log(index + 1, scalars, seconds)
+      if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
+        saved.save(index + 1, state)
+  hf.save(
+      workdir / "export",
+      jax.device_get(state.params),
+      policy.hf_config,
+      policy.path,
+  )
+
+
+def _pivotrl(config, workdir, policy, tx) -> Advance:
+  """GRPO on single-turn rollouts at pivots."""
+  turns = load_turns(config, workdir, policy.tokenizer)
+  engine = policy_lib.engine(policy, config)
+  sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
+  score = rollouts.verifier(config)
+  log_probs_fn = sft.log_probs_fn(
+      config, policy.config, temperature=config.rollout.temperature
+  )
+  step = _parallel(config, _grpo_step(config, log_probs_fn, tx))
+  watch = monitor.Monitor(config, policy, engine, log_probs_fn)
+  reference = jax.device_put(policy.params)
+  per_step, size = config.rollout.pivots_per_step, config.rollout.group_size
+
+  def advance(state, index):
+    engine.load(state.params, f"step {index}")
+    chosen = [
+        turns[sft.permuted(len(turns), config.seed, index * per_step + i)]
+        for i in range(per_step)
+    ]
+    groups = rollouts.roll_out(
+        engine,
+        policy.tokenizer,
+        chosen,
+        group_size=size,
+        sampling=sampling,
+        seeds=(
+            seeds.row_seed(config.seed, "train", index, row)
+            for row in range(per_step * size)
+        ),
+        score=score,
+    )
+    rewards = np.array([g.rewards for g in groups], np.float32)
+    batch, places = _pack(config, groups, rewards)
+    reference_log_probs = _score(log_probs_fn, reference, batch)
+    batch = batch.replace(ref_log_probs=reference_log_probs)
+    if config.train.updates_per_batch > 1:
+      batch = batch.replace(
+          old_log_probs=_score(log_probs_fn, state.params, batch)
+      )
+    for update in range(config.train.updates_per_batch):
+      state, metrics, branch = step(state, batch)
+      if update == 0:
+        scalars, log_prob = metrics, branch["log_prob"]
+    host = jax.device_get((scalars, log_prob, reference_log_probs))
+    scalars = {f"train/{k}": float(v) for k, v in host[0].items()}
+    rows = host[1].reshape(-1)[places].reshape(rewards.shape)
+    rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
+    rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
+    scalars |= watch.rollouts(groups, rewards, batch, engine.stats)
+    scalars |= watch.ordering(rewards, rows, rows_ref)
+    return state, scalars | watch.held_out(state.params)
+
+  return advance
+
+
+def _sft(config, workdir, policy, tx) -> Advance:
+  """Cross-entropy on the demonstrations of all candidates."""
+  demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
+  log_probs_fn = sft.log_probs_fn(config, policy.config)
+  step = _parallel(config, sft.train_step(log_probs_fn, tx))
+  engine = policy_lib.engine(policy, config)
+  watch = monitor.Monitor(config, policy, engine, log_probs_fn)
+
+  def advance(state, index):
+    chosen = sft.choose(demonstrations, config.seed, index, config.sft.turns)
+    batch, _ = batches.pack(sft.rows(chosen), **_layout(config))
+    state, metrics, _ = step(state, batch)
+    metrics = jax.device_get(metrics)
+    scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
+    return state, scalars | watch.held_out(state.params)
+
+  return advance
+
+
+METHODS = {"pivotrl": _pivotrl, "sft": _sft}
+
+
+def load_turns(
+    config: Any, workdir: pathlib.Path, tokenizer: Any
+) -> list[rollouts.Turn]:
+  """The pivots of pivots.jsonl, rendered."""
+  trajectories = {
+      t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
+  }
+  candidates = {
+      c.id: c for c in records.read_candidates(workdir / "candidates.jsonl")
+  }
+  chosen = [
+      candidates[p.candidate_id]
+      for p in records.read_pivots(workdir / "pivots.jsonl")
+  ]
+  return [
+      rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
+      for c in chosen
+  ]
+
+
+def _pack(config, groups, rewards):
+  """Groups -> TrainBatch, and where each row stands in it."""
+  advantages = grpo.advantages(
+      jnp.asarray(rewards), estimator=config.train.advantage
+  )
+  completions = [c for g in groups for c in g.completions]
+  return batches.pack(
+      batches.Rows(
+          prompts=[g.turn.prompt for g in groups for _ in g.completions],
+          actions=[c.ids for c in completions],
+          weights=_weights(config, [len(c.ids) for c in completions]),
+          advantages=np.asarray(advantages).reshape(-1),
+          sampler_log_probs=[c.log_probs for c in completions],
+      ),
+      **_layout(config),
+  )
+
+
+def _weights(config, lengths):
+  """Loss weights of each action's tokens; see grpo.token_weights."""
+  mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+  weights = grpo.token_weights(
+      jnp.asarray(mask, jnp.float32), norm=config.train.loss_norm
+  )
+  return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
+
+
+def _layout(config):
+  count = jax.device_count() if config.train.parallel != "jit" else 1
+  return {"micro_batches": config.train.micro_batches, "multiple_of": count}
+
+
+def _grpo_step(config, log_probs_fn, tx):
+  t = config.train
+  return functools.partial(
+      step_lib.train_step,
+      loss_fn=functools.partial(
+          step_lib.grpo_loss,
+          log_probs_fn=log_probs_fn,
+          clip_low=t.clip_low,
+          clip_high=t.clip_high,
+          kl=t.kl,
+          kl_coef=t.kl_coef,
+          importance_cap=t.importance_cap,
+          importance_floor=t.importance_floor,
+      ),
+      tx=tx,
+  )
+
+
+def _parallel(config, step):
+  """The wrapper that `config.train.parallel` names."""
+  return {"jit": parallel.jitted, "pmap": parallel.pmapped}[
+      config.train.parallel
+  ](step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(log_probs_fn, params, batch):
+  """Log-probs `[M, B, N, A]` of a batch, without gradients."""
+  return jax.lax.map(lambda micro: log_probs_fn(params, micro)[0], batch)
+
+
+def _log(step, scalars, seconds):
+  shown = " ".join(
+      f"{name} {scalars[name]:.4g}"
+      for name in (
+          "train/loss", "rollout/reward_mean", "signal/reward_std",
+          "signal/zero_variance", "train/grad_norm",
+      )
+      if name in scalars
+  )  # fmt: skip
+  logging.info("train: step %d %s (%.2f s)", step, shown, seconds)

@@ -1,0 +1,175 @@
+"""Supervised fine-tuning on demonstrations: a method, and the warm start.
+
+Whole trajectories at a time: all turns of one share its trunk.
+"""
+
+from collections.abc import Sequence
+import functools
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from pivotrl_jax import errors
+from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.data import batches
+from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import hf
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.pivots import candidates as candidates_lib
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+
+def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
+  """First trajectories of candidates.jsonl -> warm_start/ (Hugging Face)."""
+  warm = config.warm_start
+  policy = policy_lib.load(pathlib.Path(config.model.path or policy_lib.MINI))
+  demonstrations = load_demonstrations(
+      config, workdir, policy.tokenizer, most=warm.trajectories
+  )
+  tx = state_lib.optimizer(
+      learning_rate=warm.learning_rate,
+      warmup_steps=min(10, warm.steps // 4),
+      weight_decay=0.0,
+      clip_norm=1.0,
+  )
+  state = state_lib.create(policy.params, tx)
+  step = parallel.jitted(train_step(log_probs_fn(config, policy.config), tx))
+  bar = tqdm.tqdm(range(warm.steps), desc="warm start", disable=None)
+  for index in bar:
+    chosen = choose(demonstrations, config.seed, index, config.sft.turns)
+    batch, _ = batches.pack(
+        rows(chosen), micro_batches=config.train.micro_batches
+    )
+    state, metrics, _ = step(state, batch)
+  logging.info(
+      "warm start: %d steps on %d trajectories, loss %.3f",
+      warm.steps, len(demonstrations), metrics["loss"],
+  )  # fmt: skip
+  hf.save(
+      workdir / policy_lib.WARM_START,
+      jax.device_get(state.params),
+      policy.hf_config,
+      policy.path,
+  )
+
+
+# One turn: prompt ids, action ids.
+Demonstration = tuple[np.ndarray, np.ndarray]
+
+
+def load_demonstrations(
+    config: Any,
+    workdir: pathlib.Path,
+    tokenizer: Any,
+    *,
+    most: int = 0,
+) -> list[list[Demonstration]]:
+  """The turns of each trajectory that fit `data.max_prompt_tokens`."""
+  wanted: dict[str, list[types.Candidate]] = {}
+  for candidate in records.read_candidates(workdir / "candidates.jsonl"):
+    wanted.setdefault(candidate.trajectory_id, []).append(candidate)
+  names = list(wanted)[: most or None]
+  found = {}
+  for trajectory in records.read_trajectories(workdir / "trajectories.jsonl"):
+    if trajectory.id in names:
+      turns = _demonstrations(
+          config, tokenizer, trajectory, wanted[trajectory.id]
+      )
+      found[trajectory.id] = turns
+  kept = [found[name] for name in names if found[name]]
+  if not kept:
+    raise errors.InputError(
+        f"{workdir}/candidates.jsonl: no demonstration within"
+        f" data.max_prompt_tokens={config.data.max_prompt_tokens}; expected one"
+    )
+  return kept
+
+
+def _demonstrations(config, tokenizer, trajectory, candidates):
+  turns = []
+  for candidate in candidates:
+    prefix = candidates_lib.prefix_messages(trajectory, candidate)
+    prompt = render.prompt_ids(tokenizer, prefix, trajectory.tools)
+    if len(prompt) > config.data.max_prompt_tokens:
+      continue
+    action = render.action_ids(
+        tokenizer,
+        prefix,
+        trajectory.messages[candidate.prefix],
+        trajectory.tools,
+    )
+    turns.append((prompt, action))
+  return turns
+
+
+def choose(
+    demonstrations: Sequence[Sequence[Demonstration]],
+    seed: int,
+    step: int,
+    turns: int,
+) -> Sequence[Demonstration]:
+  """The turns of a step: whole trajectories until there are `turns`.
+
+  Which ones is a function of (seed, step): every pass is a new permutation,
+  cut into steps of about `turns` turns.
+  """
+  chosen: list[Demonstration] = []
+  mean = np.mean([len(d) for d in demonstrations])
+  count = max(1, round(turns / mean))
+  for index in range(step * count, (step + 1) * count):
+    chosen += demonstrations[permuted(len(demonstrations), seed, index)]
+  return chosen
+
+
+def permuted(size: int, seed: int, index: int) -> int:
+  """The `index`-th of an endless row of permutations of `range(size)`."""
+  epoch, place = divmod(index, size)
+  return int(np.random.default_rng([seed, epoch]).permutation(size)[place])
+
+
+def rows(chosen: Sequence[Demonstration]) -> batches.Rows:
+  """Demonstrations as rows to train on: every action token weighs 1."""
+  actions = [action for _, action in chosen]
+  return batches.Rows(
+      prompts=[prompt for prompt, _ in chosen],
+      actions=actions,
+      weights=[np.ones(len(a), np.float32) for a in actions],
+      advantages=np.zeros(len(actions), np.float32),
+      sampler_log_probs=[np.zeros(len(a), np.float32) for a in actions],
+  )
+
+
+def train_step(log_probs_fn: Any, tx: Any):
+  """`train_step` with the SFT loss."""
+  return functools.partial(
+      step_lib.train_step,
+      loss_fn=functools.partial(
+          step_lib.sft_loss, log_probs_fn=log_probs_fn
+      ),
+      tx=tx,
+  )
+
+
+def log_probs_fn(
+    config: Any, shape: qwen3.Config, *, temperature: float = 1.0
+):
+  """`(params, micro) -> log-probs, entropies` of the policy of a run."""
+  return functools.partial(
+      step_lib.policy_log_probs,
+      qwen3.Qwen3(
+          shape,
+          dtype=jnp.dtype(config.model.dtype),
+          remat=config.model.remat,
+      ),
+      chunk=config.train.logits_chunk,
+      temperature=temperature,
+  )
