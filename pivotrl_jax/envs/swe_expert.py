@@ -1,0 +1,209 @@
+"""A scripted agent for the mini SWE world, and its mediocre double.
+
+`act` is right at every turn, in one of several equally right ways: which
+pattern it greps, whether it views a file or the lines that matter, with how
+much context it quotes an edit, in which order it writes arguments. So exact
+match with one demonstration misses much of what is right.
+
+`act_poorly` does what mediocre agents do: junk searches, the wrong file,
+the wrong mend, talk, submitting too early. At any state both are
+possible, so that training can move mass from one to the other.
+"""
+
+from collections.abc import Callable
+import json
+
+import numpy as np
+
+from pivotrl_jax import types
+from pivotrl_jax.envs import swe
+from pivotrl_jax.envs import swe_tasks
+
+MAX_TURNS = 12
+
+
+def demonstrate(
+    index: int, split: str, seed: int, *, poor: float = 0.0
+) -> types.Trajectory:
+  """An episode in which each turn is poor with probability `poor`.
+
+  Args:
+    index, split: the task, see `swe.make_task`.
+    seed: of the agent's choices.
+    poor: 0 always succeeds.
+
+  Returns:
+    The trajectory, with the world's own verdict as its reward.
+  """
+  task = swe.make_task(index, split)
+  rng = np.random.default_rng([seed, index])
+  state, messages = swe.reset(task)
+  for turn in range(MAX_TURNS):
+    chosen = act_poorly if rng.random() < poor else act
+    action = chosen(task, state, rng)
+    message = types.message_of(action)
+    message = types.Message(
+        "assistant",
+        message.content,
+        tool_calls=tuple(
+            types.ToolCall(c.name, c.arguments, f"call_{turn}_{n}")
+            for n, c in enumerate(message.tool_calls)
+        ),
+    )
+    state, answers = swe.step(task, state, types.action_of(message))
+    messages = (*messages, message, *answers)
+    if state.done:
+      break
+  solved = swe.success(task, state)
+  return types.Trajectory(
+      id=f"{task.id}-{seed}",
+      domain="swe",
+      source="mini world",
+      task_id=task.id,
+      reward=float(solved),
+      success=solved,
+      tools=swe.TOOLS,
+      messages=messages,
+  )
+
+
+def act(
+    task: swe.Task, state: swe.State, rng: np.random.Generator
+) -> types.Action:
+  """A right action: find, look, mend, test, submit."""
+  wrong = _first_difference(task, state)
+  if wrong is None:
+    return _call(rng, "submit" if _tested(state) else "run_tests")
+  path = wrong[0]
+  if not any(tool == "grep" and ok for tool, _, ok in state.log):
+    name = task.function
+    patterns = (name, f"def {name}", f"{name}(", f"def {name}(")
+    return _call(rng, "grep", pattern=str(rng.choice(patterns)))
+  if not any(log[:2] == ("view_file", path) for log in state.log):
+    return _view(rng, state, path)
+  return _mend(rng, state, *wrong)
+
+
+def act_poorly(
+    task: swe.Task, state: swe.State, rng: np.random.Generator
+) -> types.Action:
+  """What a mediocre agent might do here instead."""
+  return _POOR[rng.choice(len(_POOR), p=_POOR_SHARES)](task, state, rng)
+
+
+def _wrong_mend(task, state, rng):
+  """Mends the line at fault wrongly, or breaks a line that was right."""
+  wrong = _first_difference(task, state)
+  lines = dict(state.files)[task.path].splitlines()
+  if wrong is not None and wrong[0] == task.path and task.wrong:
+    at = wrong[1]
+    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    new = str(rng.choice(task.wrong)).strip()
+    if indent + new != lines[at]:
+      return _edit(rng, task.path, lines[at].strip(), new)
+  at = int(rng.choice([i for i, x in enumerate(lines) if "return" in x]))
+  old = lines[at].strip()
+  swapped = _swap(old)
+  return _edit(rng, task.path, old, swapped)
+
+
+def _swap(line):
+  """A right-looking line made wrong."""
+  for old, new in (
+      (" + ", " - "), (" - ", " + "), ("max", "min"), ("min", "max"),
+      (" > ", " < "), (" == ", " != "), (" * ", " + "), ("sum", "len"),
+  ):  # fmt: skip
+    if old in line:
+      return line.replace(old, new)
+  return line.replace("return ", "return not ")
+
+
+def _junk_grep(task, state, rng):
+  del task, state
+  return _call(rng, "grep", pattern=str(rng.choice(swe_tasks.NOUNS)))
+
+
+def _wrong_file(task, state, rng):
+  others = [path for path, _ in state.files if path != task.path]
+  return _view(rng, state, str(rng.choice(others)))
+
+
+def _blind_edit(task, state, rng):
+  del state
+  return _edit(
+      rng, task.path, f"return {rng.choice(swe_tasks.NOUNS)}", "return 0"
+  )
+
+
+def _give_up(task, state, rng):
+  del task, state
+  return _call(rng, "submit")
+
+
+def _talk(task, state, rng):
+  del state
+  texts = (f"I looked at {task.function}.", "I think it is fixed now.")
+  return types.Action("message", content=str(rng.choice(texts)))
+
+
+_POOR: tuple[Callable[..., types.Action], ...] = (
+    _wrong_mend, _junk_grep, _wrong_file, _blind_edit, _give_up, _talk,
+)  # fmt: skip
+_POOR_SHARES = (0.35, 0.15, 0.15, 0.05, 0.25, 0.05)
+
+
+def _first_difference(task, state):
+  """(path, line index, right line) of the first line to mend, or None."""
+  fixed = dict(task.fixed)
+  for path, source in state.files:
+    pairs = zip(
+        source.splitlines(), fixed[path].splitlines(), strict=False
+    )
+    for i, (have, want) in enumerate(pairs):
+      if have != want:
+        return path, i, want
+  return None
+
+
+def _tested(state):
+  """Whether the tests passed since the last edit."""
+  for tool, _, ok in reversed(state.log):
+    if tool == "edit_file" and ok:
+      return False
+    if tool == "run_tests":
+      return ok
+  return False
+
+
+def _view(rng, state, path):
+  """The whole file, or a range that holds nearly all of it."""
+  count = len(dict(state.files)[path].splitlines())
+  form = rng.integers(3)
+  if form == 0:
+    return _call(rng, "view_file", path=path)
+  end = count if form == 1 else count + int(rng.integers(1, 3))
+  return _call(rng, "view_file", path=path, start=1, end=end)
+
+
+def _mend(rng, state, path, at, right):
+  """Replaces line `at`, quoted alone or with the line before it."""
+  lines = dict(state.files)[path].splitlines()
+  old, new = lines[at].strip(), right.strip()
+  alone = sum(x.count(old) for x in lines) == 1
+  if not alone or rng.random() < 0.3:
+    before = lines[at - 1].strip()
+    old, new = f"{before}\n{lines[at]}", f"{before}\n{right}"
+  return _edit(rng, path, old, new)
+
+
+def _edit(rng, path, old, new):
+  return _call(rng, "edit_file", path=path, old_str=old, new_str=new)
+
+
+def _call(rng, name, **arguments):
+  """A call with its arguments in one of the usual orders."""
+  keys = list(arguments)
+  if len(keys) > 1 and rng.random() < 0.25:
+    keys = keys[1:] + keys[:1]
+  text = json.dumps({key: arguments[key] for key in keys})
+  return types.Action("function_call", calls=(types.ToolCall(name, text),))
