@@ -105,12 +105,7 @@ def run_episodes(
 def _advance(env, task, run, tokenizer, completion):
   """`run` (state, messages, turns, tokens) after one more action."""
   state, messages, turns, tokens = run
-  text = render.completion_text(tokenizer, completion.ids)
-  said = (
-      types.ParseFailure("cut_off", text)
-      if completion.finish == "length"
-      else parse.parse(text)
-  )
+  text, said = parse.read(tokenizer, completion)
   if isinstance(said, types.ParseFailure):
     # The world answers; the chat keeps what was said, as plain text.
     action, message = said, types.Message("assistant", text)

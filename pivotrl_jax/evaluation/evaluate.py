@@ -13,6 +13,7 @@ from absl import logging
 
 from pivotrl_jax import seeds
 from pivotrl_jax import types
+from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
@@ -89,7 +90,7 @@ def _questions(config, policy, engine, seed):
   )
   rows = []
   for question, completion in zip(questions, completions, strict=True):
-    _, said = rollouts.read_action(policy.tokenizer, completion)
+    _, said = parse.read(policy.tokenizer, completion)
     right = isinstance(said, types.Message) and benchmarks.grade(
         question, types.action_of(said)
     )

@@ -104,16 +104,6 @@ def sampling_params(
   )
 
 
-def read_action(
-    tokenizer: PreTrainedTokenizerBase, completion: base.Completion
-) -> tuple[str, types.Message | types.ParseFailure]:
-  """A completion's text, and what it says."""
-  text = render.completion_text(tokenizer, completion.ids)
-  if completion.finish == "length":
-    return text, types.ParseFailure("cut_off", text)
-  return text, parse.parse(text)
-
-
 def roll_out(
     engine: base.Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -143,7 +133,7 @@ def roll_out(
   groups = []
   for i, turn in enumerate(turns):
     completions = sampled[i * group_size : (i + 1) * group_size]
-    read = [read_action(tokenizer, c) for c in completions]
+    read = [parse.read(tokenizer, c) for c in completions]
     verdicts = [
         score(
             turn,

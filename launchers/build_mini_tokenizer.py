@@ -1,0 +1,169 @@
+"""Trains the mini policy's byte-level BPE and writes its chat template.
+
+  python launchers/build_mini_tokenizer.py --output=DIR
+
+The text is the mini SWE world's episodes, questions outside it, and the
+docstrings of the Python standard library, so that ordinary English and code
+are compressed too.
+"""
+
+import ast
+import json
+import pathlib
+import sysconfig
+
+from absl import app
+from absl import flags
+from tokenizers import AddedToken
+from tokenizers import Regex
+from tokenizers import Tokenizer
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import trainers
+from transformers import PreTrainedTokenizerFast
+
+from pivotrl_jax.chat import render
+from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.evaluation import benchmarks
+
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 2048, "Entries.")
+_EPISODES = flags.DEFINE_integer("episodes", 600, "Episodes to read.")
+_LIBRARY = flags.DEFINE_integer(
+    "library", 600_000, "Characters of the standard library's docstrings."
+)
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKUP = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "<think>", "</think>",
+)  # fmt: skip
+
+# One line a tool; thinking of earlier turns stays, so that prefixes nest.
+TEMPLATE = """\
+{%- if tools %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n' }}{%- endif %}
+{{- 'Tools:\\n' }}
+{%- for tool in tools %}
+{%- set f = tool.function %}
+{{- f.name + '(' }}
+{%- for key, value in ((f.parameters or {}).properties or {}).items() %}
+{{- ('' if loop.first else ', ') + key + ': ' + (value.type or 'any') | string }}
+{%- endfor %}
+{{- '): ' + (f.description or '') + '\\n' }}
+{%- endfor %}
+{{- 'Call: <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- elif message.role == 'tool' %}
+{{- '<|im_start|>user\\n<tool_response>' + message.content + '</tool_response><|im_end|>\\n' }}
+{%- elif message.role == 'assistant' %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if message.reasoning_content %}{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n' }}{%- endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<tool_call>{"name": ' + call.function.name | tojson + ', "arguments": ' }}
+{%- if call.function.arguments is string %}{{- call.function.arguments | tojson }}
+{%- else %}{{- call.function.arguments | tojson }}{%- endif %}
+{{- '}</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+
+def _wrap(tokenizer):
+  return PreTrainedTokenizerFast(
+      tokenizer_object=tokenizer,
+      eos_token="<|im_end|>",
+      pad_token="<|endoftext|>",
+      additional_special_tokens=["<|im_start|>"],
+      chat_template=TEMPLATE,
+      model_max_length=32768,
+  )
+
+
+def _new():
+  tokenizer = Tokenizer(models.BPE())
+  # Words keep their leading blank; digits stand alone, so numbers are copied
+  # and compared digit by digit.
+  split = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(split, "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
+  tokenizer.decoder = decoders.ByteLevel()
+  return tokenizer
+
+
+def _texts():
+  """Rendered episodes and questions, without the markup."""
+  plain = _new()
+  plain.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
+  wrapped = _wrap(plain)
+  for i in range(_EPISODES.value):
+    trajectory = swe_expert.demonstrate(i, "train", 1, poor=0.4)
+    text = render._text(  # pylint: disable=protected-access
+        wrapped, trajectory.messages, trajectory.tools, prompt=False
+    )
+    for mark in (*SPECIAL, *MARKUP):
+      text = text.replace(mark, "\n")
+    yield text
+  for question in benchmarks.questions("train", 1, _EPISODES.value):
+    yield question.messages[0].content
+  yield from _docstrings(_LIBRARY.value)
+
+
+def _docstrings(most):
+  """Docstrings of the standard library, up to `most` characters."""
+  folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  for path in sorted(folder.glob("*.py")):
+    tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+    for node in ast.walk(tree):
+      if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+        text = ast.get_docstring(node) or ""
+        most -= len(text)
+        if most < 0:
+          return
+        yield text
+
+
+def main(_):
+  tokenizer = _new()
+  trainer = trainers.BpeTrainer(
+      vocab_size=_VOCABULARY.value - len(MARKUP),
+      special_tokens=list(SPECIAL),
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+  )
+  tokenizer.train_from_iterator(_texts(), trainer)
+  tokenizer.add_tokens([
+      AddedToken(t, special=False, normalized=False) for t in MARKUP
+  ])
+  output = pathlib.Path(_OUTPUT.value)
+  _wrap(tokenizer).save_pretrained(output)
+  ids = {t: tokenizer.token_to_id(t) for t in SPECIAL}
+  (output / "generation_config.json").write_text(
+      json.dumps(
+          {
+              "do_sample": True,
+              "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+              "pad_token_id": ids["<|endoftext|>"],
+          },
+          indent=2,
+      )
+      + "\n"
+  )
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("output")
+  app.run(main)
