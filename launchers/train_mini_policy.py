@@ -1,0 +1,198 @@
+"""Trains the mini policy that ships with the package.
+
+  python launchers/train_mini_policy.py --output=pivotrl_jax/models/mini
+
+A Qwen3 of about a million parameters learns to continue episodes of the mini
+SWE world played by an agent that is right most of the time and wrong often
+(`--poor`), and to answer small questions outside it. Nothing is crippled: it
+imitates a mediocre agent well, hence fails about as often. The tokenizer must
+be there already (launchers/build_mini_tokenizer.py). Minutes on a GPU, about
+an hour on two cores.
+"""
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import pathlib
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.data import batches
+from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.models import hf
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+_OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
+_EPISODES = flags.DEFINE_integer("episodes", 40_000, "Episodes to play.")
+_QUESTIONS = flags.DEFINE_integer("questions", 8_000, "Questions to answer.")
+_POOR = flags.DEFINE_float("poor", 0.4, "Share of poor turns.")
+_STEPS = flags.DEFINE_integer("steps", 6_000, "Optimizer steps.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Sequences a step.")
+_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
+_LENGTH = flags.DEFINE_integer("length", 640, "Most tokens of a sequence.")
+_CONTEXT = flags.DEFINE_float(
+    "context_weight", 0.1, "Loss weight of tokens that no agent wrote."
+)
+_HIDDEN = flags.DEFINE_integer("hidden", 128, "Model width.")
+_LAYERS = flags.DEFINE_integer("layers", 4, "Layers.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that play.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
+
+
+def shape(vocabulary: int) -> dict[str, object]:
+  """The mini policy's config.json."""
+  heads = _HIDDEN.value // 32
+  return {
+      "architectures": ["Qwen3ForCausalLM"],
+      "model_type": "qwen3",
+      "vocab_size": vocabulary,
+      "hidden_size": _HIDDEN.value,
+      "intermediate_size": 3 * _HIDDEN.value,
+      "num_hidden_layers": _LAYERS.value,
+      "num_attention_heads": heads,
+      "num_key_value_heads": heads // 2,
+      "head_dim": 32,
+      "hidden_act": "silu",
+      "max_position_embeddings": 32768,
+      "rms_norm_eps": 1e-6,
+      "rope_theta": 10000.0,
+      "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+      "tie_word_embeddings": True,
+      "attention_bias": False,
+      "use_sliding_window": False,
+      "initializer_range": 0.02,
+  }
+
+
+def encode(tokenizer, messages, tools):
+  """Ids of a whole chat, and the loss weight of each."""
+  ids, weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
+  for i, message in enumerate(messages):
+    if message.role != "assistant":
+      continue
+    prompt = render.prompt_ids(tokenizer, messages[:i], tools)
+    action = render.action_ids(tokenizer, messages[:i], message, tools)
+    context = np.full(len(prompt) - len(ids), _CONTEXT.value, np.float32)
+    spoken = np.ones(len(action), np.float32)
+    weights = np.concatenate([weights, context, spoken])
+    ids = np.concatenate([prompt, action])
+  return ids, weights
+
+
+def play(path, poor, index):
+  """One episode, encoded."""
+  trajectory = swe_expert.demonstrate(index, "train", 2, poor=poor)
+  return encode(_tokenizer(path), trajectory.messages, trajectory.tools)
+
+
+@functools.cache
+def _tokenizer(path):
+  return tokenizer_lib.load(path)
+
+
+def sequences():
+  """All training sequences that fit."""
+  path = _OUTPUT.value
+  job = functools.partial(play, path, _POOR.value)
+  # Forked before the backend starts: workers inherit the parsed flags.
+  with concurrent.futures.ProcessPoolExecutor(
+      _WORKERS.value, mp_context=multiprocessing.get_context("fork")
+  ) as pool:
+    found = list(pool.map(job, range(_EPISODES.value), chunksize=64))
+  for question in benchmarks.questions("train", 2, _QUESTIONS.value):
+    answer = types.Message("assistant", question.answer)
+    found.append(encode(_tokenizer(path), (*question.messages, answer), ()))
+  kept = [(i, w) for i, w in found if len(i) <= _LENGTH.value]
+  logging.info(
+      "%d sequences, %d too long, %d tokens",
+      len(kept), len(found) - len(kept), sum(len(i) for i, _ in kept),
+  )  # fmt: skip
+  return kept
+
+
+def batch_of(chosen, width):
+  """A whole sequence a branch, on a trunk of its first token."""
+  size = len(chosen)
+  trunks = np.zeros((1, size, 16), np.int32)
+  actions = np.zeros((1, size, 1, width), np.int32)
+  mask = np.zeros(actions.shape, np.float32)
+  for row, (ids, weights) in enumerate(chosen):
+    trunks[0, row, 0] = ids[0]
+    actions[0, row, 0, : len(ids) - 1] = ids[1:]
+    mask[0, row, 0, : len(ids) - 1] = weights[1:]
+  return batches.TrainBatch(
+      trunks=trunks,
+      attach=np.ones((1, size, 1), np.int32),
+      actions=actions,
+      mask=mask,
+      advantages=np.zeros((1, size, 1), np.float32),
+      sampler_log_probs=np.zeros_like(mask),
+  )
+
+
+def main(_):
+  data = sequences()
+  data.sort(key=lambda s: len(s[0]))
+  config_json = shape(len(_tokenizer(_OUTPUT.value)))
+  config = qwen3.config_from_hf(config_json)
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, _RATE.value, _STEPS.value // 50, _STEPS.value, 0.02 * _RATE.value
+  )
+  tx = optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05)
+  )
+  params = nn.unbox(qwen3.init_params(config, jax.random.key(_SEED.value)))
+  state = state_lib.create(params, tx)
+  log_probs = functools.partial(
+      step_lib.policy_log_probs, qwen3.Qwen3(config, dense=True), chunk=8192
+  )
+  step = jax.jit(
+      functools.partial(
+          step_lib.train_step,
+          loss_fn=functools.partial(
+              step_lib.sft_loss, log_probs_fn=log_probs
+          ),
+          tx=tx,
+      ),
+      donate_argnums=0,
+  )
+  rng = np.random.default_rng(_SEED.value)
+  started = time.monotonic()
+  for index in range(_STEPS.value):
+    # Neighbours in length, so that little is padding.
+    start = int(rng.integers(0, len(data) - _BATCH.value))
+    chosen = data[start : start + _BATCH.value]
+    width = -(-len(chosen[-1][0]) // 128) * 128
+    state, metrics, _ = step(state, batch_of(chosen, width))
+    if index % 200 == 0 or index + 1 == _STEPS.value:
+      logging.info(
+          "step %d loss %.4f (%.0f s)",
+          index, metrics["loss"], time.monotonic() - started,
+      )  # fmt: skip
+  hf.save(
+      pathlib.Path(_OUTPUT.value),
+      jax.device_get(state.params),
+      config_json,
+      pathlib.Path(_OUTPUT.value),
+  )
+  print(json.dumps({"loss": float(metrics["loss"])}))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("output")
+  app.run(main)

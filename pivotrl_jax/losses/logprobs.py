@@ -1,0 +1,79 @@
+"""Log-probs of tokens from hidden states, and the SFT loss. Arrays only."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def token_log_probs(
+    hidden: jax.Array,
+    unembed: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of each target, and the entropy it was drawn at.
+
+  The projection to the vocabulary and its log-softmax are formed for `chunk`
+  rows at a time, in both passes: never `[M, V]` at once.
+
+  Args:
+    hidden: `[M, D]`, any float type.
+    unembed: `[D, V]`.
+    targets: `[M]` token ids.
+    chunk: rows at a time.
+    temperature: divides the logits.
+
+  Returns:
+    float32 `[M]` log-probs and `[M]` entropies in nats; the entropy carries
+    no gradient.
+  """
+  chex.assert_rank([hidden, unembed, targets], [2, 2, 1])
+  chex.assert_shape(targets, hidden.shape[:1])
+  size = hidden.shape[0]
+  count = -(-size // chunk)
+  chunk = -(-size // count)
+  hidden = jnp.pad(hidden, ((0, count * chunk - size), (0, 0)))
+  targets = jnp.pad(targets, (0, count * chunk - size))
+
+  @jax.checkpoint
+  def one(rows):
+    states, ids = rows
+    logits = jnp.dot(
+        states,
+        unembed.astype(states.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores = jax.nn.log_softmax(logits / temperature)
+    fixed = jax.lax.stop_gradient(scores)
+    entropy = -(jnp.exp(fixed) * fixed).sum(-1)
+    return jnp.take_along_axis(scores, ids[:, None], 1)[:, 0], entropy
+
+  log_probs, entropy = jax.lax.map(
+      one,
+      (
+          hidden.reshape(count, chunk, hidden.shape[1]),
+          targets.reshape(count, chunk),
+      ),
+  )
+  return log_probs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+
+
+def sft_loss(
+    log_probs: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
+  """Negative log-likelihood of the demonstrated tokens (paper, eq. 1).
+
+  Args:
+    log_probs: `[..., A]` of the demonstration's tokens.
+    mask: `[..., A]` weights, 0 on padding.
+
+  Returns:
+    The loss sum, and {"weight": sum of weights}.
+  """
+  chex.assert_equal_shape([log_probs, mask])
+  loss = -(jnp.where(mask > 0, log_probs, 0.0) * mask).sum()
+  return loss, {"weight": mask.sum()}
