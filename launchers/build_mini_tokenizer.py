@@ -49,12 +49,12 @@ TEMPLATE = """\
 {%- for tool in tools %}
 {%- set f = tool.function %}
 {{- f.name + '(' }}
-{%- for key, value in ((f.parameters or {}).properties or {}).items() %}
-{{- ('' if loop.first else ', ') + key + ': ' + (value.type or 'any') | string }}
+{%- for key in (f.parameters or {}).properties or {} %}
+{{- ('' if loop.first else ', ') + key }}
 {%- endfor %}
 {{- '): ' + (f.description or '') + '\\n' }}
 {%- endfor %}
-{{- 'Call: <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>\\n' }}
+{{- '<|im_end|>\\n' }}
 {%- elif messages[0].role == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif %}

@@ -36,7 +36,7 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     value = decode(line, place, truncated=not line.endswith(b"\n"))
     if not isinstance(value, dict):
       raise errors.InputError(
-          f"{place}: {type(value).__name__}; expected a JSON object"
+        f"{place}: {type(value).__name__}; expected a JSON object"
       )
     yield number, value
 
@@ -69,7 +69,7 @@ def decode(text: bytes, place: str, *, truncated: bool = False) -> Any:
   except (ValueError, RecursionError) as error:
     cut = "truncated last line? " if truncated else ""
     raise errors.InputError(
-        f"{place}: {cut}not JSON: {error}; text {text[:60]!r}"
+      f"{place}: {cut}not JSON: {error}; text {text[:60]!r}"
     ) from error
 
 
@@ -141,7 +141,7 @@ class Appender:
 
 
 def replace_skipped(
-    workdir: pathlib.Path, stage: str, rows: Iterable[dict[str, Any]]
+  workdir: pathlib.Path, stage: str, rows: Iterable[dict[str, Any]]
 ) -> None:
   """Rewrites the rows of `stage` in skipped.jsonl, and only those."""
   path = workdir / "skipped.jsonl"
@@ -154,14 +154,14 @@ def replace_skipped(
 
 def trajectory_to_json(value: types.Trajectory) -> dict[str, Any]:
   row = {
-      "id": value.id,
-      "domain": value.domain,
-      "source": value.source,
-      "task_id": value.task_id,
-      "reward": value.reward,
-      "success": value.success,
-      "tools": list(value.tools),
-      "messages": [message_to_json(m) for m in value.messages],
+    "id": value.id,
+    "domain": value.domain,
+    "source": value.source,
+    "task_id": value.task_id,
+    "reward": value.reward,
+    "success": value.success,
+    "tools": list(value.tools),
+    "messages": [message_to_json(m) for m in value.messages],
   }
   if value.extra:
     row["extra"] = value.extra
@@ -169,24 +169,24 @@ def trajectory_to_json(value: types.Trajectory) -> dict[str, Any]:
 
 
 def trajectory_from_json(
-    row: Any, *, place: str = "trajectory"
+  row: Any, *, place: str = "trajectory"
 ) -> types.Trajectory:
   """Reads `trajectory_to_json`'s form; InputError names `place` otherwise."""
   tools = field(row, "tools", list, place)
   for i, tool in enumerate(tools):
     field(tool, "function", dict, f"{place}.tools[{i}]")
   return types.Trajectory(
-      id=field(row, "id", str, place),
-      domain=field(row, "domain", str, place),
-      source=field(row, "source", str, place),
-      task_id=field(row, "task_id", str, place),
-      reward=field(row, "reward", (int, float), place, default=None),
-      success=field(row, "success", bool, place, default=None),
-      tools=tuple(tools),
-      messages=messages_from_json(
-          field(row, "messages", list, place), f"{place}.messages"
-      ),
-      extra=field(row, "extra", dict, place, default={}),
+    id=field(row, "id", str, place),
+    domain=field(row, "domain", str, place),
+    source=field(row, "source", str, place),
+    task_id=field(row, "task_id", str, place),
+    reward=field(row, "reward", (int, float), place, default=None),
+    success=field(row, "success", bool, place, default=None),
+    tools=tuple(tools),
+    messages=messages_from_json(
+      field(row, "messages", list, place), f"{place}.messages"
+    ),
+    extra=field(row, "extra", dict, place, default={}),
   )
 
 
@@ -207,52 +207,52 @@ def message_to_json(value: types.Message) -> dict[str, Any]:
 
 
 def messages_from_json(
-    rows: list[Any], place: str
+  rows: list[Any], place: str
 ) -> tuple[types.Message, ...]:
   """Reads a list of `message_to_json`'s form."""
   return tuple(
-      _message_from_json(row, f"{place}[{i}]") for i, row in enumerate(rows)
+    _message_from_json(row, f"{place}[{i}]") for i, row in enumerate(rows)
   )
 
 
 def candidate_to_json(value: types.Candidate) -> dict[str, Any]:
   return {
-      "id": value.id,
-      "trajectory_id": value.trajectory_id,
-      "turn": value.turn,
-      "num_turns": value.num_turns,
-      "prefix": value.prefix,
-      "demonstration": types.action_to_json(value.demonstration),
+    "id": value.id,
+    "trajectory_id": value.trajectory_id,
+    "turn": value.turn,
+    "num_turns": value.num_turns,
+    "prefix": value.prefix,
+    "demonstration": types.action_to_json(value.demonstration),
   }
 
 
 def candidate_from_json(
-    row: Any, *, place: str = "candidate"
+  row: Any, *, place: str = "candidate"
 ) -> types.Candidate:
   """Reads `candidate_to_json`'s form; InputError names `place` otherwise."""
   return types.Candidate(
-      id=field(row, "id", str, place),
-      trajectory_id=field(row, "trajectory_id", str, place),
-      turn=field(row, "turn", int, place),
-      num_turns=field(row, "num_turns", int, place),
-      prefix=field(row, "prefix", int, place),
-      demonstration=types.action_from_json(
-          field(row, "demonstration", dict, place),
-          place=f"{place}.demonstration",
-      ),
+    id=field(row, "id", str, place),
+    trajectory_id=field(row, "trajectory_id", str, place),
+    turn=field(row, "turn", int, place),
+    num_turns=field(row, "num_turns", int, place),
+    prefix=field(row, "prefix", int, place),
+    demonstration=types.action_from_json(
+      field(row, "demonstration", dict, place),
+      place=f"{place}.demonstration",
+    ),
   )
 
 
 def profile_to_json(value: types.Profile) -> dict[str, Any]:
   return {
-      "candidate_id": value.candidate_id,
-      "policy": value.policy,
-      "group_size": value.group_size,
-      "rewards": list(value.rewards),
-      "reasons": list(value.reasons),
-      "mean": value.mean,
-      "variance": value.variance,
-      "completions": list(value.completions),
+    "candidate_id": value.candidate_id,
+    "policy": value.policy,
+    "group_size": value.group_size,
+    "rewards": list(value.rewards),
+    "reasons": list(value.reasons),
+    "mean": value.mean,
+    "variance": value.variance,
+    "completions": list(value.completions),
   }
 
 
@@ -261,42 +261,42 @@ def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
   size = field(row, "group_size", int, place)
   lists = {}
   for key, kind in (
-      ("rewards", (int, float)),
-      ("reasons", str),
-      ("completions", str),
+    ("rewards", (int, float)),
+    ("reasons", str),
+    ("completions", str),
   ):
     values = field(row, key, list, place)
     if len(values) != size or not all(_is(v, kind) for v in values):
       raise errors.InputError(
-          f"{place}.{key}: {values!r:.80}; expected group_size={size} values"
+        f"{place}.{key}: {values!r:.80}; expected group_size={size} values"
       )
     lists[key] = tuple(values)
   return types.Profile(
-      candidate_id=field(row, "candidate_id", str, place),
-      policy=field(row, "policy", str, place),
-      group_size=size,
-      mean=field(row, "mean", (int, float), place),
-      variance=field(row, "variance", (int, float), place),
-      **lists,
+    candidate_id=field(row, "candidate_id", str, place),
+    policy=field(row, "policy", str, place),
+    group_size=size,
+    mean=field(row, "mean", (int, float), place),
+    variance=field(row, "variance", (int, float), place),
+    **lists,
   )
 
 
 def pivot_to_json(value: types.Pivot) -> dict[str, Any]:
   return {
-      "candidate_id": value.candidate_id,
-      "mean": value.mean,
-      "variance": value.variance,
-      "rule": value.rule,
+    "candidate_id": value.candidate_id,
+    "mean": value.mean,
+    "variance": value.variance,
+    "rule": value.rule,
   }
 
 
 def pivot_from_json(row: Any, *, place: str = "pivot") -> types.Pivot:
   """Reads `pivot_to_json`'s form; InputError names `place` otherwise."""
   return types.Pivot(
-      candidate_id=field(row, "candidate_id", str, place),
-      mean=field(row, "mean", (int, float), place),
-      variance=field(row, "variance", (int, float), place),
-      rule=field(row, "rule", str, place),
+    candidate_id=field(row, "candidate_id", str, place),
+    mean=field(row, "mean", (int, float), place),
+    variance=field(row, "variance", (int, float), place),
+    rule=field(row, "rule", str, place),
   )
 
 
@@ -321,12 +321,12 @@ def read_pivots(path: pathlib.Path) -> Iterator[types.Pivot]:
 
 
 def field(
-    value: Any,
-    key: str,
-    kind: type | tuple[type, ...],
-    place: str,
-    *,
-    default: Any = _REQUIRED,
+  value: Any,
+  key: str,
+  kind: type | tuple[type, ...],
+  place: str,
+  *,
+  default: Any = _REQUIRED,
 ) -> Any:
   """`value[key]` of type `kind`; a missing or null one is `default`.
 
@@ -336,7 +336,7 @@ def field(
   """
   if not isinstance(value, dict):
     raise errors.InputError(
-        f"{place}: {value!r:.80}; expected an object with {key!r}"
+      f"{place}: {value!r:.80}; expected an object with {key!r}"
     )
   found = value.get(key)
   if found is None and default is not _REQUIRED:
@@ -356,23 +356,23 @@ def _message_from_json(row: Any, place: str) -> types.Message:
   role = field(row, "role", str, place)
   if role not in types.ROLES:
     raise errors.InputError(
-        f"{place}.role: {role!r}; expected one of {', '.join(types.ROLES)}"
+      f"{place}.role: {role!r}; expected one of {', '.join(types.ROLES)}"
     )
   prompt = field(row, "prompt", list, place, default=None)
   calls = field(row, "tool_calls", list, place, default=[])
   return types.Message(
-      role=role,
-      content=field(row, "content", str, place),
-      reasoning=field(row, "reasoning", str, place, default=None),
-      tool_calls=tuple(
-          _call_from_json(call, f"{place}.tool_calls[{i}]")
-          for i, call in enumerate(calls)
-      ),
-      tool_call_id=field(row, "tool_call_id", str, place, default=None),
-      context=field(row, "context", bool, place, default=False),
-      prompt=None
-      if prompt is None
-      else messages_from_json(prompt, f"{place}.prompt"),
+    role=role,
+    content=field(row, "content", str, place),
+    reasoning=field(row, "reasoning", str, place, default=None),
+    tool_calls=tuple(
+      _call_from_json(call, f"{place}.tool_calls[{i}]")
+      for i, call in enumerate(calls)
+    ),
+    tool_call_id=field(row, "tool_call_id", str, place, default=None),
+    context=field(row, "context", bool, place, default=False),
+    prompt=None
+    if prompt is None
+    else messages_from_json(prompt, f"{place}.prompt"),
   )
 
 
@@ -383,15 +383,15 @@ def _call_to_json(call: types.ToolCall) -> dict[str, Any]:
 
 def _call_from_json(row: Any, place: str) -> types.ToolCall:
   return types.ToolCall(
-      name=field(row, "name", str, place),
-      arguments=field(row, "arguments", str, place),
-      id=field(row, "id", str, place, default=None),
+    name=field(row, "name", str, place),
+    arguments=field(row, "arguments", str, place),
+    id=field(row, "id", str, place, default=None),
   )
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
   return isinstance(value, kind) and not (
-      isinstance(value, bool) and kind is not bool
+    isinstance(value, bool) and kind is not bool
   )
 
 

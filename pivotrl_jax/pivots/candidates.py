@@ -18,25 +18,25 @@ from pivotrl_jax.data import records
 def candidates(trajectory: types.Trajectory) -> list[types.Candidate]:
   """One candidate per assistant message that is not mere context."""
   positions = [
-      i
-      for i, message in enumerate(trajectory.messages)
-      if message.role == "assistant" and not message.context
+    i
+    for i, message in enumerate(trajectory.messages)
+    if message.role == "assistant" and not message.context
   ]
   return [
-      types.Candidate(
-          id=f"{trajectory.id}/{turn}",
-          trajectory_id=trajectory.id,
-          turn=turn,
-          num_turns=len(positions),
-          prefix=position,
-          demonstration=types.action_of(trajectory.messages[position]),
-      )
-      for turn, position in enumerate(positions)
+    types.Candidate(
+      id=f"{trajectory.id}/{turn}",
+      trajectory_id=trajectory.id,
+      turn=turn,
+      num_turns=len(positions),
+      prefix=position,
+      demonstration=types.action_of(trajectory.messages[position]),
+    )
+    for turn, position in enumerate(positions)
   ]
 
 
 def prefix_messages(
-    trajectory: types.Trajectory, candidate: types.Candidate
+  trajectory: types.Trajectory, candidate: types.Candidate
 ) -> tuple[types.Message, ...]:
   """What the policy sees before the candidate's action, never the action."""
   prompt = trajectory.messages[candidate.prefix].prompt
@@ -49,34 +49,34 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """trajectories.jsonl -> candidates.jsonl; failed ones -> skipped.jsonl."""
   skipped: list[dict[str, Any]] = []
   count = records.write_jsonl(
-      workdir / "candidates.jsonl",
-      (
-          records.candidate_to_json(candidate)
-          for trajectory in _accepted(config, workdir, skipped)
-          for candidate in candidates(trajectory)
-      ),
+    workdir / "candidates.jsonl",
+    (
+      records.candidate_to_json(candidate)
+      for trajectory in _accepted(config, workdir, skipped)
+      for candidate in candidates(trajectory)
+    ),
   )
   records.replace_skipped(workdir, "candidates", skipped)
-  logging.info(
-      "candidates: %d, %d trajectories left out", count, len(skipped)
-  )
+  logging.info("candidates: %d, %d trajectories left out", count, len(skipped))
   if not count:
     raise errors.InputError(
-        f"{workdir}/trajectories.jsonl: no candidate in it; expected"
-        " successful trajectories (or data.successful_only=False)"
+      f"{workdir}/trajectories.jsonl: no candidate in it; expected"
+      " successful trajectories (or data.successful_only=False)"
     )
 
 
 def _accepted(
-    config: Any, workdir: pathlib.Path, skipped: list[dict[str, Any]]
+  config: Any, workdir: pathlib.Path, skipped: list[dict[str, Any]]
 ) -> Iterator[types.Trajectory]:
   only_successful = config.data.get("successful_only", True)
   for trajectory in records.read_trajectories(workdir / "trajectories.jsonl"):
     if only_successful and trajectory.success is False:
-      skipped.append({
+      skipped.append(
+        {
           "file": trajectory.source,
           "id": trajectory.id,
           "reason": "the trajectory did not solve its task",
-      })
+        }
+      )
     else:
       yield trajectory

@@ -1,0 +1,111 @@
+"""`python -m pivotrl_jax.data.importers PATH...`: what is in data files.
+
+Prints a Markdown table of counts, a row a file or a folder of one-trajectory
+files, and what was left out, by reason.
+"""
+
+import argparse
+import collections
+from collections.abc import Iterable, Sequence
+import pathlib
+import sys
+
+from pivotrl_jax import errors
+from pivotrl_jax import types
+from pivotrl_jax.data import importers
+from pivotrl_jax.data.importers import terminus
+
+_COLUMNS = (
+  "source",
+  "trajectories",
+  "turns",
+  "tool-call turns",
+  "tool calls",
+  "success",
+)
+
+
+def counts(
+  trajectories: Iterable[types.Trajectory],
+) -> dict[str, collections.Counter]:
+  """Counts by source; a turn is an assistant message that is no context."""
+  table: dict[str, collections.Counter] = {}
+  for trajectory in trajectories:
+    row = table.setdefault(trajectory.source, collections.Counter())
+    turns = [
+      m for m in trajectory.messages if m.role == "assistant" and not m.context
+    ]
+    row["trajectories"] += 1
+    row["turns"] += len(turns)
+    calls = [_calls(m) for m in turns]
+    row["tool-call turns"] += sum(n > 0 for n in calls)
+    row["tool calls"] += sum(calls)
+    row["judged"] += trajectory.success is not None
+    row["success"] += bool(trajectory.success)
+  return table
+
+
+def main(arguments: Sequence[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="python -m pivotrl_jax.data.importers",
+    description="Counts the trajectories in files or folders.",
+  )
+  parser.add_argument("path", nargs="+", type=pathlib.Path)
+  parser.add_argument("--format", default="auto")
+  parsed = parser.parse_args(arguments)
+  skips: list[importers.Skip] = []
+
+  def trajectories():
+    for path in parsed.path:
+      for item in importers.import_path(path, parsed.format):
+        if isinstance(item, importers.Skip):
+          skips.append(item)
+        else:
+          yield item
+
+  try:
+    table = counts(trajectories())
+  except errors.InputError as error:
+    print(error, file=sys.stderr)
+    return 2
+  print(_markdown(_grouped(table)))
+  for reason, found in collections.Counter(s.reason for s in skips).items():
+    print(f"left out: {found} x {reason}")
+  return 0
+
+
+def _calls(message: types.Message) -> int:
+  """Tool calls of a turn; a terminus reply calls its terminal in its text."""
+  batch = terminus.commands(message.content)
+  return len(message.tool_calls) or len(batch or ())
+
+
+def _grouped(table):
+  """Joins files of one trajectory each into a row for their folder."""
+  grouped: dict[str, collections.Counter] = {}
+  for source, row in table.items():
+    if row["trajectories"] == 1:
+      source = source.rpartition("/")[0] or source.partition(":")[0]
+    grouped.setdefault(source, collections.Counter()).update(row)
+  return grouped
+
+
+def _markdown(table):
+  total = collections.Counter()
+  for row in table.values():
+    total.update(row)
+  lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+  for source, row in [*table.items(), ("all", total)]:
+    share = "not recorded"
+    if row["judged"]:
+      share = f"{row['success'] / row['judged']:.2f} (n={row['judged']})"
+    lines.append(_line([source, *(row[c] for c in _COLUMNS[1:-1]), share]))
+  return "\n".join(lines)
+
+
+def _line(cells):
+  return "| " + " | ".join(map(str, cells)) + " |"
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

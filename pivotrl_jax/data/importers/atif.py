@@ -1,0 +1,108 @@
+"""ATIF, the Agent Trajectory Interchange Format of Harbor (any v1).
+
+An agent step is a turn; copied steps are context. After a step that says the
+context was summarised, the history starts anew: turns from there on keep
+their own prompt.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+from pivotrl_jax import errors
+from pivotrl_jax import types
+from pivotrl_jax.data import records
+from pivotrl_jax.data.importers import chat
+from pivotrl_jax.data.importers import files
+
+_ROLES = {"system": "system", "user": "user", "agent": "assistant"}
+_SUMMARY = "Performed context summarization"
+
+
+def matches(value: Any) -> bool:
+  """Whether a document is an ATIF trajectory."""
+  return isinstance(value, dict) and str(
+    value.get("schema_version", "")
+  ).startswith("ATIF-v1.")
+
+
+def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
+  """One trajectory a file."""
+  return chat.each_row(file, _trajectory)
+
+
+def _trajectory(file, line, value):
+  del line
+  agent = records.field(value, "agent", dict, "file")
+  messages: list[types.Message] = []
+  start = 0  # Where the history that the agent still sees begins.
+  for i, step in enumerate(records.field(value, "steps", list, "file")):
+    place = f"steps[{i}]"
+    said = chat.text(step.get("message"), f"{place}.message")
+    if step.get("source") == "system" and said.startswith(_SUMMARY):
+      start = len(messages)
+      continue
+    for message in _step(step, said, place):
+      if start and message.role == "assistant":
+        opening = messages[:1]  # The task stays in front of the summary.
+        message = dataclasses.replace(
+          message, prompt=tuple([*opening, *messages[start:]])
+        )
+      messages.append(message)
+  reward, success = _outcome(file)
+  return chat.trajectory(
+    file,
+    "atif",
+    None,
+    messages,
+    tools=agent.get("tool_definitions") or (),
+    reward=reward,
+    success=success,
+  )
+
+
+def _step(step: Any, said: str, place: str) -> Iterator[types.Message]:
+  source = records.field(step, "source", str, place)
+  if source not in _ROLES:
+    raise errors.InputError(
+      f"{place}.source: {source!r}; expected {', '.join(_ROLES)}"
+    )
+  if source != "agent":
+    yield types.Message(_ROLES[source], said)
+    return
+  calls = records.field(step, "tool_calls", list, place, default=[])
+  yield types.Message(
+    "assistant",
+    said,
+    reasoning=step.get("reasoning_content"),
+    tool_calls=tuple(
+      _call(call, f"{place}.tool_calls[{n}]") for n, call in enumerate(calls)
+    ),
+    context=bool(step.get("is_copied_context")),
+  )
+  observation = records.field(step, "observation", dict, place, default={})
+  for result in observation.get("results") or []:
+    answer = chat.text(result.get("content"), f"{place}.observation")
+    answered = result.get("source_call_id")
+    if answered is None:
+      yield types.Message("user", answer)
+    else:
+      yield types.Message("tool", answer, tool_call_id=answered)
+
+
+def _call(value, place):
+  return types.ToolCall(
+    name=records.field(value, "function_name", str, place),
+    arguments=chat.arguments_text(value.get("arguments")),
+    id=records.field(value, "tool_call_id", str, place, default=None),
+  )
+
+
+def _outcome(file):
+  """Reward and success from the trial's `result.json`, if it is there."""
+  result = file.beside("result.json")
+  if not isinstance(result, dict):
+    return None, None
+  verdict = result.get("verifier_result") or {}
+  reward = verdict.get("reward", (verdict.get("rewards") or {}).get("reward"))
+  return reward, None if reward is None else reward >= 1

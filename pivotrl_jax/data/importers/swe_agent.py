@@ -1,0 +1,105 @@
+"""SWE-agent `.traj` files: function calling, and actions written as text.
+
+A text action (a code block, or a `<command>` element) becomes one call
+`bash(command)`, SWE-agent's own name for it where it calls functions, and the
+observation its tool result. Where a step has its exact prompt (`query`, before
+that `messages`) and that is not simply the history, the turn keeps it.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from typing import Any
+
+from pivotrl_jax import types
+from pivotrl_jax.data import records
+from pivotrl_jax.data.importers import chat
+from pivotrl_jax.data.importers import files
+
+
+def matches(value: Any) -> bool:
+  """Whether a document is a SWE-agent trajectory."""
+  return (
+    isinstance(value, dict)
+    and isinstance(value.get("history"), list)
+    and any("agent" in m for m in value["history"] if isinstance(m, dict))
+  )
+
+
+def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
+  """One trajectory a file."""
+  return chat.each_row(file, trajectory)
+
+
+def trajectory(
+  file: files.File, line: int | None, value: Any
+) -> types.Trajectory:
+  """The chat of one `.traj` document; success from `INSTANCE.report.json`."""
+  del line
+  history = _chat(records.field(value, "history", list, "file"), "history")
+  steps = records.field(value, "trajectory", list, "file", default=[])
+  report = file.beside(f"{file.stem.rpartition('/')[2]}.report.json")
+  success = report.get("resolved") if isinstance(report, dict) else None
+  return chat.trajectory(
+    file,
+    "swe_agent",
+    None,
+    _with_prompts(history, steps),
+    task_id=records.field(value, "environment", str, "file", default=None),
+    reward=success,
+    success=success,
+  )
+
+
+def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
+  """Messages of history entries, demonstrations left out."""
+  found = []
+  for i, entry in enumerate(entries):
+    here = f"{place}[{i}]"
+    role = records.field(entry, "role", str, here)
+    if entry.get("is_demo") or entry.get("message_type") == "demonstration":
+      continue
+    message = chat.message(entry, here)
+    if role == "assistant" and not message.tool_calls and entry.get("action"):
+      message = _as_call(entry, f"call_{len(found)}")
+    elif role == "user" and found and _is_text_call(found[-1]):
+      message = types.Message(
+        "tool", message.content, tool_call_id=found[-1].tool_calls[0].id
+      )
+    found.append(message)
+  return found
+
+
+def _as_call(entry, call_id):
+  command = records.field(entry, "action", str, "action").strip("\n")
+  return types.Message(
+    "assistant",
+    str(entry.get("thought") or "").strip(),
+    tool_calls=(
+      types.ToolCall(
+        "bash",
+        json.dumps({"command": command}, ensure_ascii=False),
+        f"text_{call_id}",
+      ),
+    ),
+  )
+
+
+def _is_text_call(message):
+  return bool(message.tool_calls) and str(message.tool_calls[0].id).startswith(
+    "text_call_"
+  )
+
+
+def _with_prompts(history, steps):
+  """Gives each turn the prompt that was logged, where it differs."""
+  turns = [i for i, m in enumerate(history) if m.role == "assistant"]
+  # A last step without a reply in the history has no turn to go to.
+  for position, step in zip(turns, steps):
+    logged = step.get("query") or step.get("messages")
+    if not logged:
+      continue
+    prompt = tuple(_chat(logged, "query"))
+    if prompt != tuple(history[:position]):
+      history[position] = dataclasses.replace(history[position], prompt=prompt)
+  return history

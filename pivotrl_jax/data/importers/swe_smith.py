@@ -1,0 +1,138 @@
+"""SWE-smith: SWE-agent `.traj` files, and SFT rows with calls as XML text.
+
+In the rows the tools are spelled out in the system prompt; they become
+schemas, each `<function=NAME>` a native call, the observation its result.
+"""
+
+from collections.abc import Iterator
+import json
+import re
+from typing import Any
+
+from pivotrl_jax import types
+from pivotrl_jax.data import records
+from pivotrl_jax.data.importers import chat
+from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import swe_agent
+
+_CALL = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(
+  r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL
+)
+_TOOLS_START = "\n\nYou have access to the following functions:"
+_TOOL = re.compile(
+  r"---- BEGIN FUNCTION #\d+: (\S+) ----\nDescription: (.*?)"
+  r"---- END FUNCTION",
+  re.DOTALL,
+)
+_TOOL_PARAMETER = re.compile(
+  r"^  \(\d+\) (\w+) \((\w+), (required|optional)\): (.*)$", re.MULTILINE
+)
+
+
+def matches(value: Any) -> bool:
+  """Whether a row is XML chat, or a document a SWE-agent trajectory."""
+  return _is_xml_chat(value) or swe_agent.matches(value)
+
+
+def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
+  """One trajectory a row or file."""
+  for line, value in file.rows():
+    build = _trajectory if _is_xml_chat(value) else swe_agent.trajectory
+    yield chat.attempt(file, line, build, file, line, value)
+
+
+def _is_xml_chat(value):
+  return (
+    isinstance(value, dict)
+    and isinstance(value.get("messages"), list)
+    and any(
+      isinstance(m, dict)
+      and m.get("role") == "assistant"
+      and isinstance(m.get("content"), str)
+      and _CALL.search(m["content"])
+      for m in value["messages"]
+    )
+  )
+
+
+def _trajectory(file, line, row):
+  found: list[types.Message] = []
+  tools: list[dict[str, Any]] = []
+  for i, message in enumerate(chat.messages(row.get("messages"))):
+    if message.role == "system":
+      tools = _tools(message.content)
+      text = message.content.partition(_TOOLS_START)[0]
+      found.append(types.Message("system", text))
+    elif message.role == "assistant":
+      found.append(_turn(message, tools, f"call_{i}"))
+    elif found and found[-1].tool_calls:
+      call_id = found[-1].tool_calls[0].id
+      found.append(types.Message("tool", message.content, tool_call_id=call_id))
+    else:
+      found.append(message)
+  instance = records.field(row, "instance_id", str, "row", default=None)
+  report = file.beside(f"{instance}.report.json") if instance else None
+  success = report.get("resolved") if isinstance(report, dict) else None
+  return chat.trajectory(
+    file,
+    "swe_smith",
+    instance or line,
+    found,
+    tools=tools,
+    task_id=instance,
+    reward=success,
+    success=success,
+  )
+
+
+def _turn(message, tools, call_id):
+  call = _CALL.search(message.content)
+  if call is None:
+    return message
+  properties = next(
+    (t["parameters"]["properties"] for t in tools if t["name"] == call[1]), {}
+  )
+  arguments = {
+    name: _typed(value, properties.get(name, {}).get("type"))
+    for name, value in _PARAMETER.findall(call[2])
+  }
+  made = types.ToolCall(call[1], chat.arguments_text(arguments), call_id)
+  return types.Message(
+    "assistant",
+    message.content[: call.start()].strip(),
+    reasoning=message.reasoning,
+    tool_calls=(made,),
+  )
+
+
+def _typed(text, kind):
+  """A parameter's text as its declared type, if it can be read so."""
+  if kind in (None, "string"):
+    return text
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return text
+
+
+def _tools(system):
+  tools = []
+  for name, body in _TOOL.findall(system):
+    description = body.partition("\n\nParameters:")[0].strip()
+    parameters = _TOOL_PARAMETER.findall(body)
+    tools.append(
+      {
+        "name": name,
+        "description": description,
+        "parameters": {
+          "type": "object",
+          "properties": {
+            key: {"type": kind, "description": said}
+            for key, kind, _, said in parameters
+          },
+          "required": [k for k, _, need, _ in parameters if need == "required"],
+        },
+      }
+    )
+  return tools
