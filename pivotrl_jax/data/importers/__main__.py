@@ -7,6 +7,7 @@ files, and what was left out, by reason.
 import argparse
 import collections
 from collections.abc import Iterable, Sequence
+import dataclasses
 import pathlib
 import sys
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(item, importers.Skip):
           skips.append(item)
         else:
-          yield item
+          yield dataclasses.replace(item, source=_place(path, item.source))
 
   try:
     table = counts(trajectories())
@@ -80,12 +81,18 @@ def _calls(message: types.Message) -> int:
   return len(message.tool_calls) or len(batch or ())
 
 
+def _place(path, source):
+  name, _, file = source.partition(":")
+  within = "" if file == path.name else f"/{file}"
+  return f"{name}:{path.name}{within}"
+
+
 def _grouped(table):
   """Joins files of one trajectory each into a row for their folder."""
   grouped: dict[str, collections.Counter] = {}
   for source, row in table.items():
     if row["trajectories"] == 1:
-      source = source.rpartition("/")[0] or source.partition(":")[0]
+      source = source.rpartition("/")[0] or source
     grouped.setdefault(source, collections.Counter()).update(row)
   return grouped
 

@@ -197,21 +197,6 @@ def as_context(value: types.Message) -> types.Message:
   )
 
 
-def answered(turn: types.Message, answer: str | None) -> list[types.Message]:
-  """A turn of one call, and the tool message of its answer if there is one."""
-  if answer is None:
-    return [turn]
-  return [
-    turn,
-    types.Message("tool", answer, tool_call_id=turn.tool_calls[0].id),
-  ]
-
-
-def same_text(one: str, other: str) -> bool:
-  """Whether two answers are the same letters and digits in lower case."""
-  return plain(one) == plain(other)
-
-
 def plain(value: str) -> str:
   """Letters and digits of `value` in lower case."""
   return "".join(c for c in value.lower() if c.isalnum())

@@ -16,6 +16,8 @@ from pivotrl_jax.data.importers import files
 
 _ROLE_LINE = re.compile(r"\n(system|user|assistant)\n")
 _CALL = re.compile(r"<use_mcp_tool>(.*?)</use_mcp_tool>", re.DOTALL)
+# Shorter answers are contained in too much: "13" in "v1.3-rc8".
+_LEAST_SHARED = 4
 _TOOL = re.compile(
   r"### Tool name: (?P<name>\S+)\nDescription: (?P<description>.*?)\n"
   r"Input JSON schema: (?P<schema>\{.*?\n\})",
@@ -113,4 +115,6 @@ def _solved(row, response):
   answers = re.findall(r"\\boxed\{(.*?)\}", response, re.DOTALL)
   given = chat.plain(answers[-1]) if answers else ""
   truth = chat.plain(truth)
-  return bool(given) and (given in truth or truth in given)
+  if min(len(given), len(truth)) < _LEAST_SHARED:
+    return given == truth
+  return given in truth or truth in given
