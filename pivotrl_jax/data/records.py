@@ -1,274 +1,424 @@
-"""Artifacts of a workdir: JSON lines <-> the records of `types`.
+"""The artifacts of a workdir: JSON lines <-> the records of `types`.
 
-Readers are strict and name file:line. Writers write a temporary name in the
-same folder and rename; `Appender` keeps what a killed stage had finished.
+Readers name `file:line` of what is wrong. Writers never leave half a file
+under the final name: `write_jsonl` renames a whole temporary file, `Appender`
+grows `NAME.partial` and renames it when the stage is done. Text is written as
+ASCII, so that lone surrogates survive; NaN and Infinity are kept as Python's
+json spells them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-import dataclasses
 import gzip
 import json
 import os
 import pathlib
 from typing import Any
+import zlib
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
 
-Json = dict[str, Any]
+_REQUIRED = object()
+# Rows of skipped.jsonl stay in the order of the stages that write them.
+_STAGES = ("import", "candidates", "warm_start", "profile", "select", "train")
 
 
-def read_jsonl(path: pathlib.Path | str) -> Iterator[tuple[int, Json]]:
-  """(line number from 1, object) of each line; gzip by the name's ending.
+def read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields `(line number from 1, object)`; blank lines are passed over.
 
   Raises:
-    InputError: no such file, or a line that is no JSON object.
+    errors.InputError: the file cannot be read, or a line is no JSON object.
   """
-  path = pathlib.Path(path)
-  opener = gzip.open if path.suffix == ".gz" else open
+  for number, line in read_lines(path):
+    if not line.strip():
+      continue
+    place = f"{path}:{number}"
+    value = decode(line, place, truncated=not line.endswith(b"\n"))
+    if not isinstance(value, dict):
+      raise errors.InputError(
+        f"{place}: {type(value).__name__}; expected a JSON object"
+      )
+    yield number, value
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Yields `(line number from 1, bytes)` of a plain or gzip file."""
   try:
-    with opener(path, "rt", encoding="utf-8") as lines:
-      for number, line in enumerate(lines, 1):
-        if line.strip():
-          yield number, _object(line, f"{path}:{number}")
-  except OSError as error:
+    with open_binary(path) as handle:
+      yield from enumerate(handle, 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise unreadable(path, error) from error
+
+
+def open_binary(path: pathlib.Path):
+  """Opens a plain or gzip (`.gz`) file for reading bytes."""
+  opener = gzip.open if path.name.endswith(".gz") else open
+  return opener(path, "rb")
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
+  """The one line for a file that cannot be read."""
+  reason = getattr(error, "strerror", None) or error
+  return errors.InputError(f"{path}: cannot read: {reason}")
+
+
+def decode(text: bytes, place: str, *, truncated: bool = False) -> Any:
+  """JSON of UTF-8 `text`; InputError names `place`."""
+  try:
+    return json.loads(text.decode("utf-8"))
+  except (ValueError, RecursionError) as error:
+    cut = "truncated last line? " if truncated else ""
     raise errors.InputError(
-        f"{path}: {error.strerror or error}; expected a file of JSON lines"
+      f"{place}: {cut}not JSON: {error}; text {text[:60]!r}"
     ) from error
-  except (EOFError, UnicodeDecodeError) as error:
-    raise errors.InputError(f"{path}: {error}; expected a whole file") from error
 
 
-def write_jsonl(path: pathlib.Path, rows: Iterable[Json]) -> None:
-  """Writes all rows, or leaves what was there."""
-  write_text(path, "".join(_line(row) for row in rows))
+def encode(value: Any) -> str:
+  """One line of JSON, ASCII only."""
+  return json.dumps(value, ensure_ascii=True)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes `text` under a temporary name, then renames."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.partial")
-  with open(temporary, "w", encoding="utf-8") as out:
-    out.write(text)
-    out.flush()
-    os.fsync(out.fileno())
-  os.replace(temporary, path)
+def write_jsonl(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
+  """Writes `rows` to `path` in one rename; returns how many there were."""
+  temporary = path.with_name(path.name + ".tmp")
+  count = 0
+  try:
+    with open(temporary, "w", encoding="ascii") as handle:
+      for row in rows:
+        handle.write(encode(row) + "\n")
+        count += 1
+      _sync(handle)
+    os.replace(temporary, path)
+  except OSError as error:
+    raise _unwritable(path, error) from error
+  finally:
+    temporary.unlink(missing_ok=True)
+  return count
 
 
 class Appender:
-  """A JSONL artifact that is written in parts, across restarts.
+  """Grows an artifact that a killed stage can go on with.
 
-  Rows go to `NAME.partial`; opening it again finds the whole rows of before
-  (`rows`) and drops a torn last line; `finish` renames it to `NAME`.
+  Rows go to `NAME.partial`. Opening it again keeps the whole rows and drops a
+  torn last line; `finish` renames it to `NAME`. Leaving the `with` block
+  without `finish` keeps the partial file.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self._partial = path.with_name(f"{path.name}.partial")
-    self.rows: list[Json] = []
+    self._partial = path.with_name(path.name + ".partial")
+    try:
+      self._handle = open(self._partial, "ab")
+      self._handle.truncate(_whole_lines(self._partial))
+    except OSError as error:
+      raise _unwritable(path, error) from error
 
   def __enter__(self) -> "Appender":
-    kept = b""
-    if self._partial.exists():
-      data = self._partial.read_bytes()
-      kept = data[: data.rfind(b"\n") + 1]
-      self.rows = [
-          _object(line, str(self._partial)) for line in kept.splitlines()
-      ]
-    self._file = open(self._partial, "ab")
-    self._file.truncate(len(kept))
     return self
 
-  def append(self, rows: Iterable[Json]) -> None:
-    """Adds rows and hands them to the operating system."""
-    rows = list(rows)
-    self._file.write("".join(_line(row) for row in rows).encode())
-    self._file.flush()
-    self.rows += rows
+  def __exit__(self, *exception: Any) -> None:
+    self._handle.close()
+
+  @property
+  def rows(self) -> Iterator[dict[str, Any]]:
+    """The rows so far, those of earlier runs first."""
+    for _, row in read_jsonl(self._partial):
+      yield row
+
+  def append(self, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds `rows`; they are on the disk when this returns."""
+    text = "".join(encode(row) + "\n" for row in rows)
+    try:
+      self._handle.write(text.encode("ascii"))
+      _sync(self._handle)
+    except OSError as error:
+      raise _unwritable(self._path, error) from error
 
   def finish(self) -> None:
-    """The artifact is complete."""
-    os.fsync(self._file.fileno())
+    """Gives the file its final name."""
+    self._handle.close()
     os.replace(self._partial, self._path)
-
-  def __exit__(self, *_) -> None:
-    self._file.close()
 
 
 def replace_skipped(
-    workdir: pathlib.Path, stage: str, rows: Iterable[Json]
+  workdir: pathlib.Path, stage: str, rows: Iterable[dict[str, Any]]
 ) -> None:
-  """Puts a stage's rows into skipped.jsonl in place of its earlier ones."""
+  """Rewrites the rows of `stage` in skipped.jsonl, and only those."""
   path = workdir / "skipped.jsonl"
-  kept = []
-  if path.exists():
-    kept = [row for _, row in read_jsonl(path) if row["stage"] != stage]
-  write_jsonl(path, [*kept, *({"stage": stage} | row for row in rows)])
+  others = [row for _, row in read_jsonl(path)] if path.exists() else []
+  merged = [row for row in others if row.get("stage") != stage]
+  merged += [{**row, "stage": stage} for row in rows]
+  merged.sort(key=lambda row: _stage_order(row.get("stage")))
+  write_jsonl(path, merged)
 
 
-def trajectory_to_json(t: types.Trajectory) -> Json:
+def trajectory_to_json(value: types.Trajectory) -> dict[str, Any]:
   row = {
-      "id": t.id,
-      "domain": t.domain,
-      "source": t.source,
-      "task_id": t.task_id,
-      "reward": t.reward,
-      "success": t.success,
-      "tools": list(t.tools),
-      "messages": [_message_to_json(m) for m in t.messages],
+    "id": value.id,
+    "domain": value.domain,
+    "source": value.source,
+    "task_id": value.task_id,
+    "reward": value.reward,
+    "success": value.success,
+    "tools": list(value.tools),
+    "messages": [message_to_json(m) for m in value.messages],
   }
-  return row | ({"extra": t.extra} if t.extra else {})
-
-
-def trajectory_from_json(row: Json, place: str) -> types.Trajectory:
-  messages = get(row, "messages", list, place)
-  return types.Trajectory(
-      id=get(row, "id", str, place),
-      domain=get(row, "domain", str, place),
-      source=get(row, "source", str, place),
-      task_id=get(row, "task_id", str, place),
-      reward=get(row, "reward", (int, float, type(None)), place),
-      success=get(row, "success", (bool, type(None)), place),
-      tools=tuple(get(row, "tools", list, place)),
-      messages=tuple(
-          message_from_json(m, f"{place}: messages[{i}]")
-          for i, m in enumerate(messages)
-      ),
-      extra=row.get("extra", {}),
-  )
-
-
-def _message_to_json(m: types.Message) -> Json:
-  row: Json = {"role": m.role, "content": m.content}
-  if m.reasoning is not None:
-    row["reasoning"] = m.reasoning
-  if m.tool_calls:
-    row["tool_calls"] = [dataclasses.asdict(c) for c in m.tool_calls]
-  if m.tool_call_id is not None:
-    row["tool_call_id"] = m.tool_call_id
-  if m.context:
-    row["context"] = True
-  if m.prompt is not None:
-    row["prompt"] = [_message_to_json(p) for p in m.prompt]
+  if value.extra:
+    row["extra"] = value.extra
   return row
 
 
-def message_from_json(row: Any, place: str) -> types.Message:
-  """A message of trajectories.jsonl."""
-  if not isinstance(row, dict):
-    raise errors.InputError(f"{place}: {row!r:.60}; expected an object")
-  role = get(row, "role", str, place)
-  if role not in types.ROLES:
-    raise errors.InputError(f"{place}: role {role!r}; expected {types.ROLES}")
-  prompt = row.get("prompt")
-  return types.Message(
-      role=role,
-      content=get(row, "content", str, place),
-      reasoning=row.get("reasoning"),
-      tool_calls=tuple(
-          types.ToolCall(
-              get(c, "name", str, place),
-              get(c, "arguments", str, place),
-              c.get("id"),
-          )
-          for c in row.get("tool_calls", ())
-      ),
-      tool_call_id=row.get("tool_call_id"),
-      context=bool(row.get("context", False)),
-      prompt=None
-      if prompt is None
-      else tuple(message_from_json(p, place) for p in prompt),
+def trajectory_from_json(
+  row: Any, *, place: str = "trajectory"
+) -> types.Trajectory:
+  """Reads `trajectory_to_json`'s form; InputError names `place` otherwise."""
+  tools = field(row, "tools", list, place)
+  for i, tool in enumerate(tools):
+    field(tool, "function", dict, f"{place}.tools[{i}]")
+  return types.Trajectory(
+    id=field(row, "id", str, place),
+    domain=field(row, "domain", str, place),
+    source=field(row, "source", str, place),
+    task_id=field(row, "task_id", str, place),
+    reward=field(row, "reward", (int, float), place, default=None),
+    success=field(row, "success", bool, place, default=None),
+    tools=tuple(tools),
+    messages=messages_from_json(
+      field(row, "messages", list, place), f"{place}.messages"
+    ),
+    extra=field(row, "extra", dict, place, default={}),
   )
 
 
-def candidate_to_json(c: types.Candidate) -> Json:
-  return dataclasses.asdict(c) | {
-      "demonstration": types.action_to_json(c.demonstration)
+def message_to_json(value: types.Message) -> dict[str, Any]:
+  """OpenAI chat, with empty and default fields left out."""
+  row: dict[str, Any] = {"role": value.role, "content": value.content}
+  if value.reasoning is not None:
+    row["reasoning"] = value.reasoning
+  if value.tool_calls:
+    row["tool_calls"] = [_call_to_json(call) for call in value.tool_calls]
+  if value.tool_call_id is not None:
+    row["tool_call_id"] = value.tool_call_id
+  if value.context:
+    row["context"] = True
+  if value.prompt is not None:
+    row["prompt"] = [message_to_json(m) for m in value.prompt]
+  return row
+
+
+def messages_from_json(
+  rows: list[Any], place: str
+) -> tuple[types.Message, ...]:
+  """Reads a list of `message_to_json`'s form."""
+  return tuple(
+    _message_from_json(row, f"{place}[{i}]") for i, row in enumerate(rows)
+  )
+
+
+def candidate_to_json(value: types.Candidate) -> dict[str, Any]:
+  return {
+    "id": value.id,
+    "trajectory_id": value.trajectory_id,
+    "turn": value.turn,
+    "num_turns": value.num_turns,
+    "prefix": value.prefix,
+    "demonstration": types.action_to_json(value.demonstration),
   }
 
 
-def candidate_from_json(row: Json, place: str) -> types.Candidate:
+def candidate_from_json(
+  row: Any, *, place: str = "candidate"
+) -> types.Candidate:
+  """Reads `candidate_to_json`'s form; InputError names `place` otherwise."""
   return types.Candidate(
-      id=get(row, "id", str, place),
-      trajectory_id=get(row, "trajectory_id", str, place),
-      turn=get(row, "turn", int, place),
-      num_turns=get(row, "num_turns", int, place),
-      prefix=get(row, "prefix", int, place),
-      demonstration=types.action_from_json(
-          row.get("demonstration"), place=f"{place}: demonstration"
-      ),
+    id=field(row, "id", str, place),
+    trajectory_id=field(row, "trajectory_id", str, place),
+    turn=field(row, "turn", int, place),
+    num_turns=field(row, "num_turns", int, place),
+    prefix=field(row, "prefix", int, place),
+    demonstration=types.action_from_json(
+      field(row, "demonstration", dict, place),
+      place=f"{place}.demonstration",
+    ),
   )
 
 
-def profile_to_json(p: types.Profile) -> Json:
-  return dataclasses.asdict(p)
+def profile_to_json(value: types.Profile) -> dict[str, Any]:
+  return {
+    "candidate_id": value.candidate_id,
+    "policy": value.policy,
+    "group_size": value.group_size,
+    "rewards": list(value.rewards),
+    "reasons": list(value.reasons),
+    "mean": value.mean,
+    "variance": value.variance,
+    "completions": list(value.completions),
+  }
 
 
-def profile_from_json(row: Json, place: str) -> types.Profile:
+def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
+  """Reads `profile_to_json`'s form; InputError names `place` otherwise."""
+  size = field(row, "group_size", int, place)
+  lists = {}
+  for key, kind in (
+    ("rewards", (int, float)),
+    ("reasons", str),
+    ("completions", str),
+  ):
+    values = field(row, key, list, place)
+    if len(values) != size or not all(_is(v, kind) for v in values):
+      raise errors.InputError(
+        f"{place}.{key}: {values!r:.80}; expected group_size={size} values"
+      )
+    lists[key] = tuple(values)
   return types.Profile(
-      candidate_id=get(row, "candidate_id", str, place),
-      policy=get(row, "policy", str, place),
-      group_size=get(row, "group_size", int, place),
-      rewards=tuple(get(row, "rewards", list, place)),
-      reasons=tuple(get(row, "reasons", list, place)),
-      mean=get(row, "mean", (int, float), place),
-      variance=get(row, "variance", (int, float), place),
-      completions=tuple(get(row, "completions", list, place)),
+    candidate_id=field(row, "candidate_id", str, place),
+    policy=field(row, "policy", str, place),
+    group_size=size,
+    mean=field(row, "mean", (int, float), place),
+    variance=field(row, "variance", (int, float), place),
+    **lists,
   )
 
 
-def pivot_to_json(p: types.Pivot) -> Json:
-  return dataclasses.asdict(p)
+def pivot_to_json(value: types.Pivot) -> dict[str, Any]:
+  return {
+    "candidate_id": value.candidate_id,
+    "mean": value.mean,
+    "variance": value.variance,
+    "rule": value.rule,
+  }
 
 
-def pivot_from_json(row: Json, place: str) -> types.Pivot:
+def pivot_from_json(row: Any, *, place: str = "pivot") -> types.Pivot:
+  """Reads `pivot_to_json`'s form; InputError names `place` otherwise."""
   return types.Pivot(
-      candidate_id=get(row, "candidate_id", str, place),
-      mean=get(row, "mean", (int, float), place),
-      variance=get(row, "variance", (int, float), place),
-      rule=get(row, "rule", str, place),
+    candidate_id=field(row, "candidate_id", str, place),
+    mean=field(row, "mean", (int, float), place),
+    variance=field(row, "variance", (int, float), place),
+    rule=field(row, "rule", str, place),
   )
 
 
-def _reader(from_json: Callable[[Json, str], Any]):
-  def read(path: pathlib.Path | str) -> list[Any]:
-    return [from_json(row, f"{path}:{n}") for n, row in read_jsonl(path)]
-
-  return read
+def read_trajectories(path: pathlib.Path) -> Iterator[types.Trajectory]:
+  """The trajectories of an artifact, one at a time."""
+  return _read(path, trajectory_from_json)
 
 
-read_trajectories = _reader(trajectory_from_json)
-read_candidates = _reader(candidate_from_json)
-read_profiles = _reader(profile_from_json)
-read_pivots = _reader(pivot_from_json)
+def read_candidates(path: pathlib.Path) -> Iterator[types.Candidate]:
+  """The candidates of an artifact, one at a time."""
+  return _read(path, candidate_from_json)
 
 
-def get(row: Json, key: str, kind: Any, place: str) -> Any:
-  """`row[key]`, or one clear line."""
-  if not isinstance(row, dict):
-    raise errors.InputError(f"{place}: {row!r:.60}; expected an object")
-  value = row.get(key)
-  wrong = isinstance(value, bool) and kind in (int, (int, float))
-  if wrong or not isinstance(value, kind):
-    names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
-    raise errors.InputError(
-        f"{place}: {key} is {value!r:.60}; expected {' or '.join(names)}"
-    )
-  return value
+def read_profiles(path: pathlib.Path) -> Iterator[types.Profile]:
+  """The profiles of an artifact, one at a time."""
+  return _read(path, profile_from_json)
 
 
-def _object(line, place):
-  try:
-    value = json.loads(line)
-  except (ValueError, RecursionError) as error:
-    raise errors.InputError(f"{place}: not JSON ({error})") from error
+def read_pivots(path: pathlib.Path) -> Iterator[types.Pivot]:
+  """The pivots of an artifact, one at a time."""
+  return _read(path, pivot_from_json)
+
+
+def field(
+  value: Any,
+  key: str,
+  kind: type | tuple[type, ...],
+  place: str,
+  *,
+  default: Any = _REQUIRED,
+) -> Any:
+  """`value[key]` of type `kind`; a missing or null one is `default`.
+
+  Raises:
+    errors.InputError: `value` is no object, the key is missing and has no
+      default, or its value is of another type. A bool is no number.
+  """
   if not isinstance(value, dict):
     raise errors.InputError(
-        f"{place}: {type(value).__name__}; expected a JSON object"
+      f"{place}: {value!r:.80}; expected an object with {key!r}"
     )
-  return value
+  found = value.get(key)
+  if found is None and default is not _REQUIRED:
+    return default
+  if not _is(found, kind):
+    got = f"{found!r:.80}" if key in value else "missing"
+    raise errors.InputError(f"{place}.{key}: {got}; expected {_name(kind)}")
+  return found
 
 
-def _line(row):
-  # ASCII, so that lone surrogates of a log survive.
-  return json.dumps(row, ensure_ascii=True) + "\n"
+def _read(path: pathlib.Path, from_json: Callable[..., Any]) -> Iterator[Any]:
+  for number, row in read_jsonl(path):
+    yield from_json(row, place=f"{path}:{number}")
+
+
+def _message_from_json(row: Any, place: str) -> types.Message:
+  role = field(row, "role", str, place)
+  if role not in types.ROLES:
+    raise errors.InputError(
+      f"{place}.role: {role!r}; expected one of {', '.join(types.ROLES)}"
+    )
+  prompt = field(row, "prompt", list, place, default=None)
+  calls = field(row, "tool_calls", list, place, default=[])
+  return types.Message(
+    role=role,
+    content=field(row, "content", str, place),
+    reasoning=field(row, "reasoning", str, place, default=None),
+    tool_calls=tuple(
+      _call_from_json(call, f"{place}.tool_calls[{i}]")
+      for i, call in enumerate(calls)
+    ),
+    tool_call_id=field(row, "tool_call_id", str, place, default=None),
+    context=field(row, "context", bool, place, default=False),
+    prompt=None
+    if prompt is None
+    else messages_from_json(prompt, f"{place}.prompt"),
+  )
+
+
+def _call_to_json(call: types.ToolCall) -> dict[str, Any]:
+  row = {} if call.id is None else {"id": call.id}
+  return {**row, "name": call.name, "arguments": call.arguments}
+
+
+def _call_from_json(row: Any, place: str) -> types.ToolCall:
+  return types.ToolCall(
+    name=field(row, "name", str, place),
+    arguments=field(row, "arguments", str, place),
+    id=field(row, "id", str, place, default=None),
+  )
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+  return isinstance(value, kind) and not (
+    isinstance(value, bool) and kind is not bool
+  )
+
+
+def _name(kind: type | tuple[type, ...]) -> str:
+  kinds = kind if isinstance(kind, tuple) else (kind,)
+  return " or ".join(k.__name__ for k in kinds)
+
+
+def _stage_order(stage: Any) -> int:
+  return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
+
+
+def _whole_lines(path: pathlib.Path) -> int:
+  """How many bytes at the start of `path` are whole lines."""
+  whole = 0
+  with open(path, "rb") as handle:
+    for line in handle:
+      if not line.endswith(b"\n"):
+        break
+      whole += len(line)
+  return whole
+
+
+def _sync(handle: Any) -> None:
+  handle.flush()
+  os.fsync(handle.fileno())
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> errors.InputError:
+  return errors.InputError(f"{path}: cannot write: {error.strerror or error}")

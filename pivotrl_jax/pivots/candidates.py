@@ -1,5 +1,10 @@
-"""Trajectory -> one candidate per assistant turn (eq. 3)."""
+"""Trajectories -> candidates: every assistant turn is one (paper, 3.1).
 
+Candidates come from trajectories that solved their task; one whose outcome is
+not recorded is trusted, since it was chosen for SFT.
+"""
+
+from collections.abc import Iterator
 import pathlib
 from typing import Any
 
@@ -11,67 +16,67 @@ from pivotrl_jax.data import records
 
 
 def candidates(trajectory: types.Trajectory) -> list[types.Candidate]:
-  """Every assistant turn that the policy could have produced.
-
-  A message marked `context` (a canned greeting, a copied history) is none.
-  """
-  turns = [
-      (i, m)
-      for i, m in enumerate(trajectory.messages)
-      if m.role == "assistant" and not m.context
+  """One candidate per assistant message that is not mere context."""
+  positions = [
+    i
+    for i, message in enumerate(trajectory.messages)
+    if message.role == "assistant" and not message.context
   ]
   return [
-      types.Candidate(
-          id=f"{trajectory.id}/{turn}",
-          trajectory_id=trajectory.id,
-          turn=turn,
-          num_turns=len(turns),
-          prefix=i,
-          demonstration=types.action_of(message),
-      )
-      for turn, (i, message) in enumerate(turns)
+    types.Candidate(
+      id=f"{trajectory.id}/{turn}",
+      trajectory_id=trajectory.id,
+      turn=turn,
+      num_turns=len(positions),
+      prefix=position,
+      demonstration=types.action_of(trajectory.messages[position]),
+    )
+    for turn, position in enumerate(positions)
   ]
 
 
 def prefix_messages(
-    trajectory: types.Trajectory, candidate: types.Candidate
+  trajectory: types.Trajectory, candidate: types.Candidate
 ) -> tuple[types.Message, ...]:
-  """What the policy sees at the candidate: never any of its own turn."""
-  recorded = trajectory.messages[candidate.prefix].prompt
-  if recorded is not None:
-    return recorded
+  """What the policy sees before the candidate's action, never the action."""
+  prompt = trajectory.messages[candidate.prefix].prompt
+  if prompt is not None:
+    return prompt
   return trajectory.messages[: candidate.prefix]
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """trajectories.jsonl -> candidates.jsonl.
-
-  Only successful trajectories are taken (`data.successful_only`); one whose
-  outcome was not recorded counts as successful.
-  """
-  found: list[types.Candidate] = []
-  skipped = []
-  count = 0
-  for trajectory in records.read_trajectories(workdir / "trajectories.jsonl"):
-    if config.data.successful_only and trajectory.success is False:
-      skipped.append({"id": trajectory.id, "reason": "not successful"})
-      continue
-    turns = candidates(trajectory)
-    if not turns:
-      skipped.append({"id": trajectory.id, "reason": "no assistant turn"})
-      continue
-    found += turns
-    count += 1
-  if not found:
-    raise errors.InputError(
-        f"{workdir}/trajectories.jsonl: no candidate; expected a successful"
-        " trajectory with an assistant turn (or data.successful_only=False)"
-    )
-  records.write_jsonl(
-      workdir / "candidates.jsonl", map(records.candidate_to_json, found)
+  """trajectories.jsonl -> candidates.jsonl; failed ones -> skipped.jsonl."""
+  skipped: list[dict[str, Any]] = []
+  count = records.write_jsonl(
+    workdir / "candidates.jsonl",
+    (
+      records.candidate_to_json(candidate)
+      for trajectory in _accepted(config, workdir, skipped)
+      for candidate in candidates(trajectory)
+    ),
   )
   records.replace_skipped(workdir, "candidates", skipped)
-  logging.info(
-      "candidates: %d turns of %d trajectories, %d left out",
-      len(found), count, len(skipped),
-  )  # fmt: skip
+  logging.info("candidates: %d, %d trajectories left out", count, len(skipped))
+  if not count:
+    raise errors.InputError(
+      f"{workdir}/trajectories.jsonl: no candidate in it; expected"
+      " successful trajectories (or data.successful_only=False)"
+    )
+
+
+def _accepted(
+  config: Any, workdir: pathlib.Path, skipped: list[dict[str, Any]]
+) -> Iterator[types.Trajectory]:
+  only_successful = config.data.get("successful_only", True)
+  for trajectory in records.read_trajectories(workdir / "trajectories.jsonl"):
+    if only_successful and trajectory.success is False:
+      skipped.append(
+        {
+          "file": trajectory.source,
+          "id": trajectory.id,
+          "reason": "the trajectory did not solve its task",
+        }
+      )
+    else:
+      yield trajectory
