@@ -1,0 +1,98 @@
+"""Tool-call arguments: decoding that never raises, and what agrees.
+
+Value rules of `single_step` in two settings. "compat" is the production
+verifier's own, defects included; "default" mends them: equal values match
+first, 5 is 5.0, a bool is no number, short strings fold case and outer
+blanks, longer ones compare by Dice of their words.
+"""
+
+from collections import Counter
+import json
+import math
+from typing import Any
+
+UNREADABLE = object()
+
+
+def decode(text: str) -> Any:
+  """JSON, or `UNREADABLE`; Python's dialect, as the originals read it."""
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return UNREADABLE
+
+
+def mismatch(
+    want: Any, got: Any, *, tolerance: float, words: float, setting: str
+) -> str | None:
+  """Why `got` is not `want`; None where they agree.
+
+  Args:
+    want: the demonstration's value.
+    got: the model's.
+    tolerance: of floats: absolute in compat, relative and absolute else.
+    words: least overlap of strings of two words or more.
+    setting: "compat" or "default".
+  """
+  stack = [(want, got)]
+  while stack:
+    e, g = stack.pop()
+    if not _same_kind(e, g, setting):
+      return "argument_value_type_different"
+    if isinstance(e, dict):
+      if e.keys() != g.keys():
+        return "argument_object_keys_different"
+      stack += [(e[key], g[key]) for key in reversed(list(e))]
+    elif isinstance(e, list):
+      if len(e) != len(g):
+        return "argument_list_length_different"
+      stack += list(zip(e, g, strict=True))[::-1]
+    elif not _same_leaf(e, g, tolerance, words, setting):
+      return "argument_value_different"
+  return None
+
+
+def _same_kind(e, g, setting):
+  if setting == "compat":
+    return isinstance(g, type(e))
+  if isinstance(e, bool) or isinstance(g, bool):
+    return isinstance(e, bool) and isinstance(g, bool)
+  if isinstance(e, (int, float)):
+    return isinstance(g, (int, float))
+  return isinstance(g, type(e))
+
+
+def _same_leaf(e, g, tolerance, words, setting):
+  if isinstance(e, str):
+    return same_text(e, g, words, setting)
+  if setting == "compat":
+    if isinstance(e, float):
+      return abs(g - e) < tolerance
+    return e == g
+  return _same_number(e, g, tolerance)
+
+
+def _same_number(e, g, tolerance):
+  if e == g or (e != e and g != g):
+    return True
+  if isinstance(e, float) or isinstance(g, float):
+    try:
+      return math.isclose(e, g, rel_tol=tolerance, abs_tol=tolerance)
+    except OverflowError:
+      return False
+  return False
+
+
+def same_text(e: str, g: str, words: float, setting: str) -> bool:
+  """Strings of two words or more by overlap, shorter ones as they are."""
+  left, right = e.strip().lower().split(), g.strip().lower().split()
+  if setting == "default" and e == g:
+    return True
+  if len(left) < 2 or len(right) < 2:
+    return e == g if setting == "compat" else left == right
+  shared = sum((Counter(left) & Counter(right)).values())
+  overlap = shared / (len(left) + len(right))
+  if setting == "compat":
+    return overlap >= words
+  # Dice proper; a threshold of 0 would let any two texts agree.
+  return 2 * overlap >= (2 * words or 1.0)
