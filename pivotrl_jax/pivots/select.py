@@ -86,7 +86,7 @@ def select(
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """profiles.jsonl -> pivots.jsonl."""
-  profiles = records.read_profiles(workdir / "profiles.jsonl")
+  profiles = list(records.read_profiles(workdir / "profiles.jsonl"))
   pivots = select(
       profiles,
       rule=config.select,

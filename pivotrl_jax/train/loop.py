@@ -78,6 +78,10 @@ def run(config: Any, workdir: pathlib.Path) -> None:
 def _pivotrl(config, workdir, policy, tx) -> Advance:
   """GRPO on single-turn rollouts at pivots."""
   turns = load_turns(config, workdir, policy.tokenizer)
+  means = {
+      p.candidate_id: p.mean
+      for p in records.read_pivots(workdir / "pivots.jsonl")
+  }
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
   score = rollouts.verifier(config)
@@ -124,8 +128,10 @@ def _pivotrl(config, workdir, policy, tx) -> Advance:
     rows = host[1].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
-    scalars |= watch.rollouts(groups, rewards, batch, engine.stats)
-    scalars |= watch.ordering(rewards, rows, rows_ref)
+    tokens = engine.stats.sampled_tokens
+    scalars |= watch.rollouts(groups, rewards, batch, tokens)
+    rho = np.array([means[t.candidate.id] for t in chosen])
+    scalars |= watch.ordering(rewards, rows, rows_ref, rho)
     return state, scalars | watch.held_out(state.params)
 
   return advance

@@ -18,6 +18,13 @@ from pivotrl_jax.data.importers import responses
 from pivotrl_jax.data.importers import terminus
 
 _REQUEST = "responses_create_params"
+_PARAMETERS = frozenset((
+    "background", "include", "input", "instructions", "max_output_tokens",
+    "max_tool_calls", "metadata", "model", "parallel_tool_calls",
+    "previous_response_id", "prompt", "reasoning", "service_tier", "store",
+    "stream", "temperature", "text", "tool_choice", "tools", "top_logprobs",
+    "top_p", "truncation", "user",
+))  # fmt: skip
 _LABELS = ("expected_action", "expected_answer")
 
 
@@ -57,22 +64,22 @@ def read_rollouts(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 
 
 def pivot_row(
-  trajectory: types.Trajectory,
-  candidate: types.Candidate,
-  prefix: tuple[types.Message, ...],
-  *,
-  agent: str = "",
+    trajectory: types.Trajectory,
+    candidate: types.Candidate,
+    *,
+    agent: str = "pivotrl",
 ) -> dict[str, Any]:
   """The NeMo Gym row of a candidate; that of an imported row as it was.
 
   Args:
     trajectory, candidate: whose turn it is.
-    prefix: what the policy sees before it.
     agent: name of the Gym agent that the row is routed to.
   """
   row = copy.deepcopy(trajectory.extra) if _is_row(trajectory.extra) else {}
   imported = bool(row)
   request = row.setdefault(_REQUEST, {})
+  turn = trajectory.messages[candidate.prefix]
+  prefix = turn.prompt or trajectory.messages[: candidate.prefix]
   request.setdefault("input", responses.items(prefix))
   if trajectory.tools or not imported:
     request.setdefault("tools", responses.flat_tools(trajectory.tools))
@@ -83,6 +90,87 @@ def pivot_row(
   if not any(key in row for key in _LABELS) and _label(row) is None:
     row["expected_action"] = types.action_to_json(candidate.demonstration)
   return row
+
+
+def validate_row(
+    row: Any, *, agent: str | None = None, server_models: bool = True
+) -> str | None:
+  """Why NeMo Gym would refuse a pivot row, None if it would not.
+
+  The structure that its validator script asks for (verifiers.md, 7), with
+  labels of several calls taken too, each checked like a single one.
+
+  Args:
+    row: one decoded line.
+    agent: if given, the name that `agent_ref` must have.
+    server_models: also check what its request model refuses: unknown
+      parameters, metadata that is no text, nested tools.
+  """
+  try:
+    request = _validate_request(row)
+    _validate_label(row["expected_action"], request["tools"])
+    _validate_agent(row["agent_ref"], agent)
+    if server_models:
+      _validate_models(request)
+  except errors.InputError as error:
+    return str(error)
+  return None
+
+
+def _validate_request(row):
+  for key in (_REQUEST, "expected_action", "agent_ref"):
+    _expect(isinstance(row, dict) and key in row, f"row.{key}", "to be there")
+  request = row[_REQUEST]
+  _expect(isinstance(request, dict), _REQUEST, "an object")
+  found = request.get("input")
+  _expect(isinstance(found, list) and found, "input", "a list, not empty")
+  _expect(isinstance(request.get("tools"), list), "tools", "a list")
+  parallel = request.get("parallel_tool_calls", True)
+  _expect(isinstance(parallel, bool), "parallel_tool_calls", "a bool")
+  choice = request.get("tool_choice", "auto")
+  _expect(choice == "auto", "tool_choice", "'auto' or nothing")
+  metadata = request.get("metadata", {})
+  _expect(metadata is not None, "metadata", "to be left out or not null")
+  return request
+
+
+def _validate_label(label, tools):
+  action = types.action_from_json(label, place="expected_action")
+  if action.type != "message":
+    _expect(bool(action.calls), "expected_action.calls", "at least one call")
+  names = {
+      (tool.get("function") or tool).get("name")
+      for tool in tools
+      if isinstance(tool, dict)
+  }
+  for call in action.calls:
+    _expect(bool(call.name), "expected_action.name", "a name, not empty")
+    _expect(call.name in names, f"expected_action.name {call.name!r}", "a tool")
+    records.decode(
+        call.arguments.encode("utf-8", "replace"), "expected_action.arguments"
+    )
+
+
+def _validate_agent(reference, agent):
+  kind = records.field(reference, "type", str, "agent_ref")
+  name = records.field(reference, "name", str, "agent_ref")
+  _expect(kind == "responses_api_agents", "agent_ref.type", "an agent")
+  _expect(bool(name), "agent_ref.name", "a name, not empty")
+  _expect(agent in (None, name), f"agent_ref.name {name!r}", repr(agent))
+
+
+def _validate_models(request):
+  for key in request:
+    _expect(key in _PARAMETERS, key, "a parameter of the Responses API")
+  for key, value in request.get("metadata", {}).items():
+    _expect(isinstance(value, str), f"metadata.{key}", "a string")
+  for i, tool in enumerate(request["tools"]):
+    records.field(tool, "name", str, f"tools[{i}]")
+
+
+def _expect(condition, place, wanted):
+  if not condition:
+    raise errors.InputError(f"{place}: expected {wanted}")
 
 
 def _is_row(extra: dict[str, Any]) -> bool:

@@ -1,0 +1,172 @@
+"""What a step logs beyond its loss: signal, ordering, mismatch, drift."""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pivotrl_jax import seeds
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.data import batches
+from pivotrl_jax.diagnostics import ordering
+from pivotrl_jax.diagnostics import signal
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.pivots import rollouts
+
+Scalars = dict[str, float]
+
+
+class Monitor:
+  """Measures steps against the reference policy.
+
+  A few prompts that have nothing to do with the task, and actions on them
+  sampled once from the reference, are kept: how training moves *their*
+  order is what Theorem 3.3 says nothing about.
+  """
+
+  def __init__(
+      self,
+      config: Any,
+      policy: policy_lib.Policy,
+      engine: base.Engine,
+      log_probs_fn: Callable[..., Any],
+  ):
+    self._score = jax.jit(functools.partial(_sequence_log_probs, log_probs_fn))
+    self._watched, self._places = _watched(config, policy, engine)
+    self._shape = (config.train.watch_prompts, config.train.watch_actions)
+    if self._watched is not None:
+      self._start = self._watched_log_probs(jax.device_put(policy.params))
+
+  def rollouts(
+      self,
+      groups: Sequence[rollouts.Group],
+      rewards: np.ndarray,
+      batch: batches.TrainBatch,
+      tokens: int,
+  ) -> Scalars:
+    """`rollout/` and `signal/` scalars of a step's groups."""
+    completions = [c for g in groups for c in g.completions]
+    reasons = [v.reason for g in groups for v in g.verdicts]
+    trackers = jax.device_get(signal.group_signal(jnp.asarray(rewards)))
+    return {
+        "rollout/reward_mean": float(trackers.pop("reward_mean")),
+        "rollout/tokens": float(tokens),
+        "rollout/action_tokens": float(
+            np.mean([len(c.ids) for c in completions])
+        ),
+        "rollout/cut_off": reasons.count("cut_off") / len(reasons),
+        "rollout/padding": batches.padding_share(batch),
+        **{f"signal/{k}": float(v) for k, v in trackers.items()},
+        "signal/expected_gain": float(trackers["reward_std"]),
+    }
+
+  def ordering(
+      self, rewards: np.ndarray, log_probs: np.ndarray, start: np.ndarray,
+      means: np.ndarray,
+  ) -> Scalars:  # fmt: skip
+    """`ordering/` scalars: KL and log-ratio spread within each class.
+
+    Args:
+      rewards, log_probs, start: `[B, G]`; sequence log-probs under the
+        policy that sampled and under the reference.
+      means: `[B]` the profile's mean reward, rho.
+    """
+    accept = jnp.asarray(rewards > 0)
+    now, before = jnp.asarray(log_probs), jnp.asarray(start)
+    rho = np.clip(means.mean(), 1e-3, 1 - 1e-3)
+    parts = ordering.sampled_split(
+        now.reshape(-1), before.reshape(-1), accept.reshape(-1), rho
+    )
+    parts = {f"kl_{k}" if k != "kl" else k: v for k, v in parts.items()}
+    for name, side in (("inside", accept), ("outside", ~accept)):
+      many = side.sum(1) > 1
+      width = ordering.spread(now, before, side)
+      parts[f"spread_{name}"] = jnp.where(
+          many.any(),
+          jnp.where(many, width, 0.0).sum() / jnp.maximum(many.sum(), 1),
+          jnp.nan,
+      )
+    host = jax.device_get(parts)
+    return {
+        f"ordering/{k}": float(v) for k, v in host.items() if np.isfinite(v)
+    }
+
+  def held_out(self, params: Any) -> Scalars:
+    """`heldout/` scalars: order and drift on the watched prompts."""
+    if self._watched is None:
+      return {}
+    now = jnp.asarray(self._watched_log_probs(params))
+    start = jnp.asarray(self._start)
+    # Equal samples are one action.
+    distinct = jnp.asarray(self._distinct())
+    kept = jax.device_get(ordering.order_kept(now, start, distinct))
+    drift = np.where(distinct, np.abs(now - start), 0.0)
+    taus = kept["tau"][np.isfinite(kept["tau"])]
+    scalars = {
+        "heldout/drift": float(drift.sum() / max(distinct.sum(), 1)),
+        "heldout/inversions": float(kept["inversions"].sum()),
+    }
+    if len(taus):
+      scalars["heldout/tau"] = float(taus.mean())
+    return scalars
+
+  def _watched_log_probs(self, params):
+    found = np.asarray(self._score(params, self._watched))
+    return found.reshape(-1)[self._places].reshape(self._shape)
+
+  def _distinct(self):
+    ids = np.asarray(self._watched.actions).reshape(
+        -1, self._watched.actions.shape[-1]
+    )[self._places].reshape(*self._shape, -1)
+    out = np.ones(self._shape, bool)
+    for row, actions in enumerate(ids):
+      seen = set()
+      for i, action in enumerate(actions):
+        out[row, i] = action.tobytes() not in seen
+        seen.add(action.tobytes())
+    return out
+
+
+def _sequence_log_probs(log_probs_fn, params, batch):
+  micro = jax.tree.map(lambda x: x[0], batch)
+  log_probs, _ = log_probs_fn(params, micro)
+  return jnp.where(micro.mask > 0, log_probs, 0.0).sum(-1)
+
+
+def _watched(config, policy, engine):
+  """Actions of the reference on prompts outside the task, packed."""
+  t = config.train
+  if not t.watch_prompts:
+    return None, None
+  questions = benchmarks.questions("watch", config.seed, t.watch_prompts)
+  prompts = [
+      render.prompt_ids(policy.tokenizer, q.messages, ())
+      for q in questions
+      for _ in range(t.watch_actions)
+  ]
+  sampled = engine.sample(
+      prompts,
+      base.SamplingParams(
+          max_tokens=config.rollout.max_tokens,
+          stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
+      ),
+      [
+          seeds.row_seed(config.seed, "watch", i)
+          for i in range(len(prompts))
+      ],
+  )
+  return batches.pack(
+      batches.Rows(
+          prompts=prompts,
+          actions=[c.ids for c in sampled],
+          weights=[np.ones(len(c.ids), np.float32) for c in sampled],
+          advantages=np.zeros(len(sampled), np.float32),
+          sampler_log_probs=[c.log_probs for c in sampled],
+      )
+  )
