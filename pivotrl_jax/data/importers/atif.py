@@ -38,11 +38,12 @@ def _trajectory(file, line, value):
   start = 0  # Where the history that the agent still sees begins.
   for i, step in enumerate(records.field(value, "steps", list, "file")):
     place = f"steps[{i}]"
+    source = records.field(step, "source", str, place)
     said = chat.text(step.get("message"), f"{place}.message")
-    if step.get("source") == "system" and said.startswith(_SUMMARY):
+    if source == "system" and said.startswith(_SUMMARY):
       start = len(messages)
       continue
-    for message in _step(step, said, place):
+    for message in _step(step, source, said, place):
       if start and message.role == "assistant":
         opening = messages[:1]  # The task stays in front of the summary.
         message = dataclasses.replace(
@@ -61,8 +62,9 @@ def _trajectory(file, line, value):
   )
 
 
-def _step(step: Any, said: str, place: str) -> Iterator[types.Message]:
-  source = records.field(step, "source", str, place)
+def _step(
+  step: dict[str, Any], source: str, said: str, place: str
+) -> Iterator[types.Message]:
   if source not in _ROLES:
     raise errors.InputError(
       f"{place}.source: {source!r}; expected {', '.join(_ROLES)}"
@@ -74,16 +76,20 @@ def _step(step: Any, said: str, place: str) -> Iterator[types.Message]:
   yield types.Message(
     "assistant",
     said,
-    reasoning=step.get("reasoning_content"),
+    reasoning=records.field(
+      step, "reasoning_content", str, place, default=None
+    ),
     tool_calls=tuple(
       _call(call, f"{place}.tool_calls[{n}]") for n, call in enumerate(calls)
     ),
     context=bool(step.get("is_copied_context")),
   )
   observation = records.field(step, "observation", dict, place, default={})
-  for result in observation.get("results") or []:
-    answer = chat.text(result.get("content"), f"{place}.observation")
-    answered = result.get("source_call_id")
+  results = records.field(observation, "results", list, place, default=[])
+  for n, result in enumerate(results):
+    here = f"{place}.observation.results[{n}]"
+    answered = records.field(result, "source_call_id", str, here, default=None)
+    answer = chat.text(result.get("content"), here)
     if answered is None:
       yield types.Message("user", answer)
     else:
@@ -100,9 +106,14 @@ def _call(value, place):
 
 def _outcome(file):
   """Reward and success from the trial's `result.json`, if it is there."""
-  result = file.beside("result.json")
-  if not isinstance(result, dict):
-    return None, None
-  verdict = result.get("verifier_result") or {}
-  reward = verdict.get("reward", (verdict.get("rewards") or {}).get("reward"))
+  result = file.beside("result.json") or {}
+  verdict = records.field(
+    result, "verifier_result", dict, "result.json", default={}
+  )
+  rewards = records.field(
+    verdict, "rewards", dict, "verifier_result", default=verdict
+  )
+  reward = records.field(
+    rewards, "reward", (int, float), "verifier_result", default=None
+  )
   return reward, None if reward is None else reward >= 1

@@ -197,6 +197,12 @@ def as_context(value: types.Message) -> types.Message:
   )
 
 
+def reported(file: files.File, name: str) -> bool | None:
+  """`resolved` of a SWE-bench style report beside the data file."""
+  report = file.beside(name) or {}
+  return records.field(report, "resolved", bool, name, default=None)
+
+
 def plain(value: str) -> str:
   """Letters and digits of `value` in lower case."""
   return "".join(c for c in value.lower() if c.isalnum())

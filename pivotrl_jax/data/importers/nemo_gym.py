@@ -64,10 +64,10 @@ def read_rollouts(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 
 
 def pivot_row(
-    trajectory: types.Trajectory,
-    candidate: types.Candidate,
-    *,
-    agent: str = "pivotrl",
+  trajectory: types.Trajectory,
+  candidate: types.Candidate,
+  *,
+  agent: str = "pivotrl",
 ) -> dict[str, Any]:
   """The NeMo Gym row of a candidate; that of an imported row as it was.
 
@@ -93,7 +93,7 @@ def pivot_row(
 
 
 def validate_row(
-    row: Any, *, agent: str | None = None, server_models: bool = True
+  row: Any, *, agent: str | None = None, server_models: bool = True
 ) -> str | None:
   """Why NeMo Gym would refuse a pivot row, None if it would not.
 
@@ -139,15 +139,15 @@ def _validate_label(label, tools):
   if action.type != "message":
     _expect(bool(action.calls), "expected_action.calls", "at least one call")
   names = {
-      (tool.get("function") or tool).get("name")
-      for tool in tools
-      if isinstance(tool, dict)
+    (tool.get("function") or tool).get("name")
+    for tool in tools
+    if isinstance(tool, dict)
   }
   for call in action.calls:
     _expect(bool(call.name), "expected_action.name", "a name, not empty")
     _expect(call.name in names, f"expected_action.name {call.name!r}", "a tool")
     records.decode(
-        call.arguments.encode("utf-8", "replace"), "expected_action.arguments"
+      call.arguments.encode("utf-8", "replace"), "expected_action.arguments"
     )
 
 

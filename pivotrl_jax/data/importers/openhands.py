@@ -46,7 +46,10 @@ def _trajectory(file, call):
   kwargs = records.field(call, "kwargs", dict, "call")
   instance = file.stem.rpartition("/")[2]
   outcomes = file.beside("outcomes.json") or {}
-  success = (outcomes.get(instance) or {}).get("resolved")
+  outcome = records.field(outcomes, instance, dict, "outcomes.json", default={})
+  success = records.field(
+    outcome, "resolved", bool, "outcomes.json", default=None
+  )
   return chat.trajectory(
     file,
     "openhands",

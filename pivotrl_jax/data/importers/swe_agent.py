@@ -2,8 +2,8 @@
 
 A text action (a code block, or a `<command>` element) becomes one call
 `bash(command)`, SWE-agent's own name for it where it calls functions, and the
-observation its tool result. Where a step has its exact prompt (`query`, before
-that `messages`) and that is not simply the history, the turn keeps it.
+observation its tool result. Where a step's exact prompt is logged and is not
+simply the history (old observations replaced), the turn keeps it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,12 @@ def trajectory(
 ) -> types.Trajectory:
   """The chat of one `.traj` document; success from `INSTANCE.report.json`."""
   del line
-  history = _chat(records.field(value, "history", list, "file"), "history")
+  history = tuple(
+    _chat(records.field(value, "history", list, "file"), "history")
+  )
   steps = records.field(value, "trajectory", list, "file", default=[])
-  report = file.beside(f"{file.stem.rpartition('/')[2]}.report.json")
-  success = report.get("resolved") if isinstance(report, dict) else None
+  instance = file.stem.rpartition("/")[2]
+  success = chat.reported(file, f"{instance}.report.json")
   return chat.trajectory(
     file,
     "swe_agent",
@@ -94,12 +96,21 @@ def _is_text_call(message):
 def _with_prompts(history, steps):
   """Gives each turn the prompt that was logged, where it differs."""
   turns = [i for i, m in enumerate(history) if m.role == "assistant"]
+  found = list(history)
   # A last step without a reply in the history has no turn to go to.
-  for position, step in zip(turns, steps):
-    logged = step.get("query") or step.get("messages")
-    if not logged:
-      continue
-    prompt = tuple(_chat(logged, "query"))
-    if prompt != tuple(history[:position]):
-      history[position] = dataclasses.replace(history[position], prompt=prompt)
-  return history
+  for step, position in enumerate(turns[: len(steps)]):
+    logged = _logged_prompt(steps, step)
+    prompt = tuple(_chat(logged, f"trajectory[{step}]")) if logged else None
+    # A longer one would hold the reply itself: the label, in its own prefix.
+    if prompt and len(prompt) <= position and prompt != history[:position]:
+      found[position] = dataclasses.replace(history[position], prompt=prompt)
+  return found
+
+
+def _logged_prompt(steps, step):
+  """`query` is what the step saw; `messages` is logged after its reply and
+  observation, so what it saw is that of the step before."""
+  query = records.field(steps[step], "query", list, "step", default=None)
+  if query or step == 0:
+    return query
+  return records.field(steps[step - 1], "messages", list, "step", default=None)

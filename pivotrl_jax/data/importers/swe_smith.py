@@ -72,8 +72,7 @@ def _trajectory(file, line, row):
     else:
       found.append(message)
   instance = records.field(row, "instance_id", str, "row", default=None)
-  report = file.beside(f"{instance}.report.json") if instance else None
-  success = report.get("resolved") if isinstance(report, dict) else None
+  success = chat.reported(file, f"{instance}.report.json")
   return chat.trajectory(
     file,
     "swe_smith",

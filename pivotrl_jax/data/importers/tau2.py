@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
@@ -74,10 +75,11 @@ def matches(value: Any) -> bool:
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a simulation, or a row of a split."""
   for _, value in file.rows():
-    if "splits" in value:
-      yield from _split_rows(file, value["splits"])
-    else:
-      yield from _simulations(file, value)
+    chosen = _split_rows if "splits" in value else _simulations
+    try:
+      yield from chosen(file, value)
+    except errors.InputError as error:
+      yield files.Skip(file.name, None, str(error))
 
 
 def system_prompt(results: dict[str, Any], ticket: str | None) -> str:
@@ -102,7 +104,7 @@ def _simulations(file, results):
   tasks = {
     task.get("id"): task
     for task in records.field(results, "tasks", list, "results")
-    if isinstance(task, dict)
+    if isinstance(task, dict) and isinstance(task.get("id"), str)
   }
   tools = _tools(file, results)
   for i, simulation in enumerate(
@@ -148,12 +150,15 @@ def _trajectory(file, results, simulation, tasks, tools):
 
 
 def _is_solo(results):
-  agent = results["info"].get("agent_info") or {}
+  info = records.field(results, "info", dict, "results")
+  agent = records.field(info, "agent_info", dict, "info", default={})
   return str(agent.get("implementation", "")).endswith("solo")
 
 
 def _tools(file, results):
-  domain = results["info"].get("environment_info", {}).get("domain_name")
+  info = records.field(results, "info", dict, "results")
+  environment = records.field(info, "environment_info", dict, "info")
+  domain = environment.get("domain_name")
   tools = file.beside(f"domains/{domain}/tools.json") or []
   if not _is_solo(results):
     return tools
@@ -178,9 +183,10 @@ def _as_openai(value):
   return value
 
 
-def _split_rows(file, splits):
-  for name, rows in splits.items():
-    for i, row in enumerate(rows):
+def _split_rows(file, value):
+  splits = records.field(value, "splits", dict, "file")
+  for name in splits:
+    for i, row in enumerate(records.field(splits, name, list, "splits")):
       found = chat.attempt(
         file, f"{name}[{i}]", openai.trajectory, file, f"{name}[{i}]", row
       )
