@@ -1,0 +1,24 @@
+"""Software engineering. The embedded default: the mini SWE world."""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  config = common.base("swe", arg)
+  config.verifier.name = "swe_pivot"
+  if common.parse_arg(arg)["paper"]:
+    config.data.max_prompt_tokens = 131072
+    config.train.clip_high = 0.28
+    config.profile.group_size = 8
+    # The paper's SWE reward is the tool alone.
+    config.verifier.options.enable_target_match = False
+    config.verifier.options.enable_argument_similarity = False
+    return config
+  config.data.format = "world"
+  config.data.max_prompt_tokens = 1024
+  config.data.trajectories = config.data.trajectories or 150
+  # In a file of ten lines a nearly right edit is a wrong one.
+  config.verifier.options.similarity_full_credit = 1.0
+  return config

@@ -1,0 +1,194 @@
+"""Runs the stages of a run, in order.
+
+  python -m pivotrl_jax.main --config=configs/swe.py --workdir=DIR
+
+Bad input of any kind ends in one line on standard error and status 2.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import sys
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from pivotrl_jax import config_check
+from pivotrl_jax import errors
+from pivotrl_jax import workdir as workdir_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
+_STAGES = flags.DEFINE_list(
+    "stages", None, "Stages to run, in order; all by default."
+)
+
+# Stage -> (function, config sections it reads, inputs, outputs, what an
+# interrupted run of it resumes from).
+STAGES = {
+    "import": (
+        "pivotrl_jax.data.importers:run", ("data", "domain", "seed"),
+        (), ("trajectories.jsonl",), (),
+    ),
+    "candidates": (
+        "pivotrl_jax.pivots.candidates:run", ("data",),
+        ("trajectories.jsonl",), ("candidates.jsonl",), (),
+    ),
+    "warm_start": (
+        "pivotrl_jax.train.sft:run_warm_start",
+        ("data", "model", "warm_start", "sft", "seed"),
+        ("trajectories.jsonl", "candidates.jsonl"), ("warm_start",), (),
+    ),
+    "profile": (
+        "pivotrl_jax.pivots.profile:run",
+        ("data", "model", "profile", "rollout", "verifier", "reward", "seed",
+         "warm_start"),
+        ("trajectories.jsonl", "candidates.jsonl", "warm_start"),
+        ("profiles.jsonl",), ("profiles.jsonl.partial",),
+    ),
+    "select": (
+        "pivotrl_jax.pivots.select:run", ("pivots", "select", "seed"),
+        ("profiles.jsonl",), ("pivots.jsonl",), (),
+    ),
+    "train": (
+        "pivotrl_jax.train.loop:run",
+        ("data", "model", "rollout", "verifier", "reward", "seed", "method",
+         "optimizer", "train", "sft", "warm_start"),
+        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl",
+         "warm_start"),
+        ("export", "metrics.jsonl"),
+        ("checkpoints", "metrics.jsonl", "tb", "export"),
+    ),
+    "evaluate": (
+        "pivotrl_jax.evaluation.evaluate:run",
+        ("domain", "model", "rollout", "evaluation", "seed", "warm_start",
+         "data"),
+        ("export", "warm_start"), ("evals.jsonl",), (),
+    ),
+    "report": (
+        "pivotrl_jax.report.write:run", ("pivots", "report"),
+        ("trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
+         "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl"),
+        ("report",), (),
+    ),
+}  # fmt: skip
+DEFAULT_STAGES = tuple(STAGES)
+
+
+def run(config, path: pathlib.Path, stages: list[str]) -> None:
+  """Runs `stages` in `path`; those already done are skipped."""
+  with workdir_lib.opened(path):
+    described = workdir_lib.describe(config.to_dict())
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+    from pivotrl_jax.data import records
+
+    records.write_text(path / "config.json", text)
+    for stage in stages:
+      if stage == "warm_start" and not config.warm_start.steps:
+        continue
+      _run_stage(config, path, stage)
+
+
+def _run_stage(config, path, stage):
+  function, sections, inputs, outputs, partial = STAGES[stage]
+  values = config.to_dict()
+  key = {
+      "config": workdir_lib.digest({s: values[s] for s in sections}),
+      "inputs": {n: workdir_lib.fingerprint(path / n) for n in inputs},
+      "outside": [
+          workdir_lib.stat_key(place)
+          for section, place in (
+              ("data", config.data.path),
+              ("model", config.model.path),
+          )
+          if section in sections and place
+      ],
+  }
+  if workdir_lib.is_done(path, stage, key):
+    logging.info("%s: done before", stage)
+    return
+  missing = [
+      n for n in inputs
+      if not (path / n).exists() and n not in _OPTIONAL
+  ]  # fmt: skip
+  if missing:
+    raise errors.InputError(
+        f"--stages={stage}: {path / missing[0]} is missing; expected the"
+        " stages before it to have run"
+    )
+  workdir_lib.begin(path, stage, key, list(partial))
+  started = time.monotonic()
+  module, name = function.split(":")
+  getattr(importlib.import_module(module), name)(config, path)
+  workdir_lib.mark_done(path, stage, key, list(outputs))
+  seconds = time.monotonic() - started
+  with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
+    out.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
+  logging.info("%s: %.1f s", stage, seconds)
+
+
+# Inputs that a run may lack: without a warm start, without a world.
+_OPTIONAL = ("warm_start", "export", "metrics.jsonl", "evals.jsonl",
+             "skipped.jsonl", "profiles.jsonl", "pivots.jsonl")  # fmt: skip
+
+
+def main(_) -> None:
+  logging.set_verbosity(logging.INFO)
+  if not _WORKDIR.value:
+    raise errors.InputError("--workdir: not given; expected a folder")
+  if _CONFIG.value is None:
+    raise errors.InputError(
+        "--config: not given; expected a file such as configs/swe.py"
+    )
+  stages = list(_STAGES.value or DEFAULT_STAGES)
+  unknown = [s for s in stages if s not in STAGES]
+  if unknown:
+    raise errors.InputError(
+        f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+    )
+  config_check.check(_CONFIG.value)
+  cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(cache))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
+
+
+def _parse(argv):
+  """absl's parser, with its complaints as InputError."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
+          OSError) as error:  # fmt: skip
+    first = str(error).strip("'\"").splitlines()[0]
+    raise errors.InputError(f"command line: {first}") from error
+
+
+def entry() -> None:
+  """`main` with one line and a status for every bad end."""
+  try:
+    app.run(main, flags_parser=_parse)
+  except errors.InputError as error:
+    _fail(str(error), 2)
+  except OSError as error:
+    place = error.filename or "a file"
+    _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)
+  except KeyboardInterrupt:
+    _fail("interrupted; the same command goes on", 130)
+
+
+def _fail(line, status):
+  print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+  # Background writers of libraries must not turn one line into many.
+  logging.flush()
+  os._exit(status)
+
+
+if __name__ == "__main__":
+  entry()
