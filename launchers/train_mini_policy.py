@@ -41,12 +41,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
 _EPISODES = flags.DEFINE_integer("episodes", 12_000, "Episodes to play.")
 _QUESTIONS = flags.DEFINE_integer("questions", 2_000, "Questions to answer.")
 _POOR = flags.DEFINE_float("poor", 0.4, "Share of poor turns.")
-_STEPS = flags.DEFINE_integer("steps", 700, "Optimizer steps.")
+_STEPS = flags.DEFINE_integer("steps", 1_000, "Optimizer steps.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Sequences a step.")
 _RATE = flags.DEFINE_float("learning_rate", 2e-2, "Peak learning rate.")
-_LENGTH = flags.DEFINE_integer("length", 480, "Most tokens of a sequence.")
+_LENGTH = flags.DEFINE_integer("length", 420, "Most tokens of a sequence.")
 _CONTEXT = flags.DEFINE_float(
-    "context_weight", 0.1, "Loss weight of tokens that no agent wrote."
+    "context_weight", 0.5, "Loss weight of tokens that no agent wrote."
 )
 _HIDDEN = flags.DEFINE_integer("hidden", 128, "Model width.")
 _LAYERS = flags.DEFINE_integer("layers", 4, "Layers.")
@@ -106,31 +106,62 @@ def _tokenizer(path):
 
 
 def sequences():
-  """All training sequences that fit."""
+  """All training sequences that fit: of episodes, and of questions."""
   path = _OUTPUT.value
   job = functools.partial(play, path, _POOR.value)
   # Forked before the backend starts: workers inherit the parsed flags.
   with concurrent.futures.ProcessPoolExecutor(
       _WORKERS.value, mp_context=multiprocessing.get_context("fork")
   ) as pool:
-    found = list(pool.map(job, range(_EPISODES.value), chunksize=64))
-  for question in benchmarks.questions("train", 2, _QUESTIONS.value):
-    answer = types.Message("assistant", question.answer)
-    found.append(encode(_tokenizer(path), (*question.messages, answer), ()))
-  kept = [(i, w) for i, w in found if len(i) <= _LENGTH.value]
+    played = list(pool.map(job, range(_EPISODES.value), chunksize=64))
+  kept = [s for s in played if len(s[0]) <= _LENGTH.value]
+  asked = [
+      encode(
+          _tokenizer(path),
+          (*q.messages, types.Message("assistant", q.answer)),
+          (),
+      )
+      for q in benchmarks.questions("train", 2, _QUESTIONS.value)
+  ]
   logging.info(
-      "%d sequences, %d too long, %d tokens",
-      len(kept), len(found) - len(kept), sum(len(i) for i, _ in kept),
+      "%d episodes, %d too long, %d tokens; %d questions",
+      len(kept), len(played) - len(kept), sum(len(i) for i, _ in kept),
+      len(asked),
   )  # fmt: skip
-  return kept
+  return kept, asked
 
 
-def batch_of(chosen, width):
+def optimizer():
+  """Muon on the matrices, Adam on embeddings and scales."""
+  def schedule(rate):
+    return optax.warmup_cosine_decay_schedule(
+        0.0, rate, _STEPS.value // 50, _STEPS.value, 0.02 * rate
+    )
+
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params
+    )
+
+  return optax.chain(
+      optax.clip_by_global_norm(1.0),
+      optax.multi_transform(
+          {
+              "muon": optax.contrib.muon(schedule(_RATE.value)),
+              "adam": optax.adam(schedule(_RATE.value / 5), b2=0.98),
+          },
+          labels,
+      ),
+  )
+
+
+def batch_of(chosen):
   """One tree: what all sequences begin with is the trunk, the rest branches."""
   shared = 1
   while len({tuple(ids[: shared + 1]) for ids, _ in chosen}) == 1:
     shared += 1
-  shape = (1, 1, len(chosen), width)
+  width = max(len(ids) for ids, _ in chosen) - shared
+  shape = (1, 1, len(chosen), -(-width // 64) * 64)
   trunk = np.zeros((1, 1, trees.bucket(shared)), np.int32)
   trunk[0, 0, :shared] = chosen[0][0][:shared]
   actions, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -148,21 +179,14 @@ def batch_of(chosen, width):
 
 
 def main(_):
-  data = sequences()
-  data.sort(key=lambda s: len(s[0]))
+  episodes, questions = sequences()
   config_json = shape(len(_tokenizer(_OUTPUT.value)))
   config = qwen3.config_from_hf(config_json)
-  schedule = optax.warmup_cosine_decay_schedule(
-      0.0, _RATE.value, _STEPS.value // 50, _STEPS.value, 0.02 * _RATE.value
-  )
-  # Muon: fewer tokens to the same loss than AdamW at this size.
-  tx = optax.chain(
-      optax.clip_by_global_norm(1.0), optax.contrib.muon(schedule)
-  )
+  tx = optimizer()
   params = nn.unbox(qwen3.init_params(config, jax.random.key(_SEED.value)))
   state = state_lib.create(params, tx)
   log_probs = functools.partial(
-      step_lib.policy_log_probs, qwen3.Qwen3(config, dense=True), chunk=8192
+      step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=2048
   )
   step = jax.jit(
       functools.partial(
@@ -177,11 +201,11 @@ def main(_):
   rng = np.random.default_rng(_SEED.value)
   started = time.monotonic()
   for index in range(_STEPS.value):
-    # Neighbours in length, so that little is padding.
-    start = int(rng.integers(0, len(data) - _BATCH.value))
-    chosen = data[start : start + _BATCH.value]
-    width = -(-len(chosen[-1][0]) // 128) * 128
-    state, metrics, _ = step(state, batch_of(chosen, width))
+    data, size = episodes, _BATCH.value
+    if index % 8 == 7:
+      data, size = questions, 4 * _BATCH.value
+    chosen = [data[i] for i in rng.choice(len(data), size, replace=False)]
+    state, metrics, _ = step(state, batch_of(chosen))
     last = index + 1 == _STEPS.value
     if index % 20 == 0 or last:
       logging.info(

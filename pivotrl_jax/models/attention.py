@@ -19,6 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+_BLOCK = {"cpu": 128}
 _MASKED = -1e30  # Finite, so that exp and differences never make a NaN.
 
 
@@ -57,7 +58,7 @@ def attend(
     v: jax.Array,
     limit: jax.Array,
     *,
-    block: int = 512,
+    block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Grouped-query attention over leading keys.
 
@@ -65,7 +66,8 @@ def attend(
     q: `[B, Q, H, C]` queries.
     k, v: `[B, S, K, C]` keys and values; K divides H.
     limit: `[B, Q]` query i sees the keys `j < limit[b, i]`; 0 sees none.
-    block: queries and keys of a block; `dense` is used up to one block.
+    block: queries and keys of a block; `dense` is used up to one block. By
+      default what fits the caches of the backend.
 
   Returns:
     Outputs `[B, Q, H, C]` in q's dtype (0 where limit is 0) and the float32
@@ -74,6 +76,7 @@ def attend(
   chex.assert_rank([q, k, v, limit], [4, 4, 4, 2])
   chex.assert_equal_shape([k, v])
   chex.assert_shape(limit, q.shape[:2])
+  block = block or _BLOCK.get(jax.default_backend(), 512)
   if q.shape[1] <= block and k.shape[1] <= block:
     return dense(q, k, v, limit)
   return blockwise(q, k, v, limit, block)
