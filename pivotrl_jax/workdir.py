@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 from typing import Any
 
@@ -137,9 +138,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
 def remove(path: pathlib.Path) -> None:
   """Removes a file or a folder, if it is there."""
   if path.is_dir():
-    for child in path.iterdir():
-      remove(child)
-    path.rmdir()
+    shutil.rmtree(path)
   else:
     path.unlink(missing_ok=True)
 

@@ -1,0 +1,106 @@
+"""The report's figures. PNG bytes that depend on the data alone."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from pivotrl_jax.evaluation import intervals  # noqa: E402
+from pivotrl_jax.report import tables  # noqa: E402
+
+_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#8a8f98"
+_CURVES = {
+    "reward": ("rollout/reward_mean", "mean reward of rollouts"),
+    "variance": ("signal/reward_std", "reward std within groups"),
+    "zero_variance": ("signal/zero_variance", "share of zero-variance groups"),
+    "kl": ("ordering/kl", "KL to the starting policy, nats an action"),
+    "heldout_tau": ("heldout/tau", "Kendall tau on held-out prompts"),
+}
+
+
+def figures(run: tables.Run) -> dict[str, bytes]:
+  """Name -> PNG, of all figures that the run has data for."""
+  found = {}
+  if run.profiles:
+    found["profile"] = _histogram(run)
+  for name, (metric, label) in _CURVES.items():
+    if any(metric in row for row in run.metrics):
+      found[name] = _curve(run, metric, label)
+  if run.evals:
+    found["success"] = _success(run)
+  return found
+
+
+def _histogram(run):
+  """Profile means, the kept region marked."""
+  size = run.profiles[0].group_size
+  edges = (np.arange(size + 2) - 0.5) / size
+  figure, axes = _axes("mean reward of a candidate", "candidates")
+  axes.hist([p.mean for p in run.profiles], edges, color=_GREY, rwidth=0.9)
+  kept = {p.candidate_id for p in run.pivots}
+  axes.hist(
+      [p.mean for p in run.profiles if p.candidate_id in kept],
+      edges, color=_BLUE, rwidth=0.9, label="kept",
+  )  # fmt: skip
+  threshold = run.config["pivots"]["threshold"]
+  axes.axvspan(0.5 / size, threshold, color=_BLUE, alpha=0.08)
+  axes.axvline(
+      threshold, color=_ORANGE, linestyle="--", label=f"threshold {threshold}"
+  )
+  axes.legend(frameon=False)
+  return _png(figure)
+
+
+def _curve(run, metric, label):
+  rows = [(m["step"], m[metric]) for m in run.metrics if metric in m]
+  steps, values = map(np.array, zip(*rows, strict=True))
+  figure, axes = _axes("step", label)
+  axes.plot(steps, values, color=_BLUE, alpha=0.3, linewidth=1)
+  width = max(1, len(values) // 10)
+  smooth = np.convolve(values, np.ones(width) / width, "valid")
+  axes.plot(steps[width - 1 :], smooth, color=_BLUE, linewidth=2)
+  return _png(figure)
+
+
+def _success(run):
+  arms = sorted({(r["suite"], r["policy"]) for r in run.evals})
+  figure, axes = _axes("", "success, %")
+  for i, (suite, policy) in enumerate(arms):
+    wins = [
+        r["success"]
+        for r in run.evals
+        if (r["suite"], r["policy"]) == (suite, policy)
+    ]
+    low, high = intervals.wilson(sum(wins), len(wins))
+    rate = 100 * sum(wins) / len(wins)
+    color = _BLUE if policy == "trained" else _GREY
+    axes.bar(
+        i, rate, color=color, width=0.7,
+        yerr=[[rate - 100 * low], [100 * high - rate]], capsize=4,
+    )  # fmt: skip
+  axes.set_xticks(
+      range(len(arms)), [f"{suite}\n{policy}" for suite, policy in arms]
+  )
+  axes.set_ylim(0, 100)
+  return _png(figure)
+
+
+def _axes(x, y):
+  figure, axes = plt.subplots(figsize=(5.2, 3.2), dpi=120)
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.grid(axis="y", alpha=0.25)
+  return figure, axes
+
+
+def _png(figure):
+  out = io.BytesIO()
+  figure.tight_layout()
+  figure.savefig(out, format="png", metadata={"Software": None})
+  plt.close(figure)
+  return out.getvalue()

@@ -1,0 +1,174 @@
+"""A workdir's artifacts -> what the report says, and its tables."""
+
+from collections import Counter
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pivotrl_jax import types
+from pivotrl_jax.data import records
+from pivotrl_jax.evaluation import intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a report reads; absent artifacts are empty."""
+
+  config: dict[str, Any]
+  trajectories: dict[str, types.Trajectory]
+  candidates: dict[str, types.Candidate]
+  profiles: list[types.Profile]
+  pivots: list[types.Pivot]
+  metrics: list[dict[str, float]]
+  evals: list[dict[str, Any]]
+  skipped: list[dict[str, Any]]
+
+
+def read(workdir: pathlib.Path) -> Run:
+  """Reads a workdir."""
+
+  def rows(name):
+    path = workdir / name
+    return [r for _, r in records.read_jsonl(path)] if path.exists() else []
+
+  def read_all(reader, name):
+    path = workdir / name
+    return list(reader(path)) if path.exists() else []
+
+  return Run(
+      config=json.loads((workdir / "config.json").read_text())["config"],
+      trajectories={
+          t.id: t
+          for t in read_all(records.read_trajectories, "trajectories.jsonl")
+      },
+      candidates={
+          c.id: c
+          for c in read_all(records.read_candidates, "candidates.jsonl")
+      },
+      profiles=read_all(records.read_profiles, "profiles.jsonl"),
+      pivots=read_all(records.read_pivots, "pivots.jsonl"),
+      metrics=rows("metrics.jsonl"),
+      evals=rows("evals.jsonl"),
+      skipped=rows("skipped.jsonl"),
+  )
+
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def success(run: Run) -> Table:
+  """Success by suite and policy, with Wilson intervals."""
+  head = ("suite", "policy", "tasks", "success", "95 % interval", "turns",
+          "tokens")  # fmt: skip
+  body = []
+  for suite, policy in _arms(run):
+    rows = _rows(run, suite, policy)
+    wins = sum(r["success"] for r in rows)
+    low, high = intervals.wilson(wins, len(rows))
+    body.append((
+        suite,
+        policy,
+        str(len(rows)),
+        f"{100 * wins / len(rows):.1f} %",
+        f"{100 * low:.1f} to {100 * high:.1f} %",
+        f"{np.mean([r['turns'] for r in rows]):.1f}",
+        f"{np.mean([r['tokens'] for r in rows]):.0f}",
+    ))
+  return head, body
+
+
+def differences(run: Run) -> Table:
+  """Trained minus base on the same tasks, with the paired interval."""
+  head = ("suite", "tasks", "trained - base", "paired 95 % interval")
+  body = []
+  for suite in sorted({s for s, _ in _arms(run)}):
+    found = difference(run, suite)
+    if found is not None:
+      count, mean, low, high = found
+      body.append((
+          suite,
+          str(count),
+          f"{100 * mean:+.1f} points",
+          f"{100 * low:+.1f} to {100 * high:+.1f}",
+      ))
+  return head, body
+
+
+def difference(
+    run: Run, suite: str
+) -> tuple[int, float, float, float] | None:
+  """(tasks, mean, low, high) of trained minus base; None without both."""
+  base, trained = (
+      {
+          (r["task"], r["seed"]): float(r["success"])
+          for r in _rows(run, suite, policy)
+      }
+      for policy in ("base", "trained")
+  )
+  keys = sorted(set(base) & set(trained))
+  if len(keys) < 2:
+    return None
+  return len(keys), *intervals.paired_difference(
+      np.array([base[k] for k in keys]), np.array([trained[k] for k in keys])
+  )
+
+
+def funnel(run: Run) -> Table:
+  """From trajectories to pivots."""
+  flat = [p for p in run.profiles if p.variance == 0]
+  count = max(1, len(run.profiles))
+
+  def share(rows):
+    return f"{len(rows)} ({100 * len(rows) / count:.0f} %)"
+
+  return ("step", "count"), [
+      ("trajectories", str(len(run.trajectories))),
+      ("candidates", str(len(run.candidates))),
+      ("profiled", str(len(run.profiles))),
+      ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
+      ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
+      ("pivots kept", share(run.pivots)),
+      *(
+          (f"left out by {stage}: {reason}", str(n))
+          for (stage, reason), n in sorted(
+              Counter(
+                  (r["stage"], r["reason"]) for r in run.skipped
+              ).items()
+          )
+      ),
+  ]
+
+
+def training(run: Run) -> Table:
+  """First and last values of the curves: means of a tenth of the steps."""
+  head = ("metric", "first", "last")
+  size = max(1, len(run.metrics) // 10)
+  body = []
+  for name in sorted({k for m in run.metrics for k in m} - {"step"}):
+    values = [m[name] for m in run.metrics if name in m]
+    first, last = values[:size], values[-size:]
+    body.append((name, f"{np.mean(first):.4g}", f"{np.mean(last):.4g}"))
+  return head, body
+
+
+def markdown(table: Table) -> str:
+  """A table as Markdown; pipes in cells are escaped."""
+  head, body = table
+  lines = [head, ("---",) * len(head), *body]
+  return "".join(
+      "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n"
+      for line in lines
+  )
+
+
+def _arms(run):
+  return sorted({(r["suite"], r["policy"]) for r in run.evals})
+
+
+def _rows(run, suite, policy):
+  return [
+      r for r in run.evals if (r["suite"], r["policy"]) == (suite, policy)
+  ]
