@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
 from pivotrl_jax import workdir as workdir_lib
+from pivotrl_jax.data import records
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -86,9 +87,7 @@ def run(config, path: pathlib.Path, stages: list[str]) -> None:
   with workdir_lib.opened(path):
     described = workdir_lib.describe(config.to_dict())
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    from pivotrl_jax.data import records
-
-    records.write_text(path / "config.json", text)
+    records.write_text(path / "config.json", [text])
     for stage in stages:
       if stage == "warm_start" and not config.warm_start.steps:
         continue

@@ -82,7 +82,7 @@ def begin(
     return
   for name in partial:
     remove(path / name)
-  records.write_text(file, json.dumps(key))
+  records.write_text(file, [json.dumps(key)])
 
 
 def mark_done(
@@ -94,7 +94,7 @@ def mark_done(
       "outputs": {name: fingerprint(path / name) for name in outputs},
   }
   records.write_text(
-      path / ".stages" / f"{stage}.json", json.dumps(record, indent=2)
+      path / ".stages" / f"{stage}.json", [json.dumps(record, indent=2)]
   )
 
 

@@ -80,12 +80,18 @@ def encode(value: Any) -> str:
 
 def write_jsonl(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
   """Writes `rows` to `path` in one rename; returns how many there were."""
+  return write_text(path, (encode(row) + "\n" for row in rows))
+
+
+def write_text(path: pathlib.Path, parts: Iterable[str]) -> int:
+  """Writes `parts` to `path` in one rename; returns how many there were."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   count = 0
   try:
-    with open(temporary, "w", encoding="ascii") as handle:
-      for row in rows:
-        handle.write(encode(row) + "\n")
+    with open(temporary, "w", encoding="utf-8") as handle:
+      for part in parts:
+        handle.write(part)
         count += 1
       _sync(handle)
     os.replace(temporary, path)
