@@ -38,12 +38,12 @@ from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
-_EPISODES = flags.DEFINE_integer("episodes", 12_000, "Episodes to play.")
+_EPISODES = flags.DEFINE_integer("episodes", 8_000, "Episodes to play.")
 _QUESTIONS = flags.DEFINE_integer("questions", 2_000, "Questions to answer.")
 _POOR = flags.DEFINE_float("poor", 0.4, "Share of poor turns.")
-_STEPS = flags.DEFINE_integer("steps", 1_000, "Optimizer steps.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Sequences a step.")
-_RATE = flags.DEFINE_float("learning_rate", 2e-2, "Peak learning rate.")
+_STEPS = flags.DEFINE_integer("steps", 3_500, "Optimizer steps.")
+_BATCH = flags.DEFINE_integer("batch", 5, "Sequences a step: steps count for more.")
+_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak learning rate.")
 _LENGTH = flags.DEFINE_integer("length", 420, "Most tokens of a sequence.")
 _CONTEXT = flags.DEFINE_float(
     "context_weight", 0.5, "Loss weight of tokens that no agent wrote."
@@ -80,18 +80,27 @@ def shape(vocabulary: int) -> dict[str, object]:
 
 
 def encode(tokenizer, messages, tools):
-  """Ids of a whole chat, and the loss weight of each."""
-  ids, weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
+  """Ids of a whole chat, and the loss weight of each.
+
+  What the agent says weighs 1. Of the rest, what stood there before weighs
+  `--context_weight`, as practice in copying; what is new cannot be foretold.
+  """
+  ids, spoken = np.zeros(0, np.int32), np.zeros(0, bool)
   for i, message in enumerate(messages):
     if message.role != "assistant":
       continue
     prompt = render.prompt_ids(tokenizer, messages[:i], tools)
     action = render.action_ids(tokenizer, messages[:i], message, tools)
-    context = np.full(len(prompt) - len(ids), _CONTEXT.value, np.float32)
-    spoken = np.ones(len(action), np.float32)
-    weights = np.concatenate([weights, context, spoken])
+    new = len(prompt) - len(ids)
+    spoken = np.concatenate(
+        [spoken, np.zeros(new, bool), np.ones(len(action), bool)]
+    )
     ids = np.concatenate([prompt, action])
-  return ids, weights
+  _, first = np.unique(ids, return_index=True)
+  repeated = np.ones(len(ids), bool)
+  repeated[first] = False
+  weights = np.where(spoken, 1.0, _CONTEXT.value * repeated)
+  return ids, weights.astype(np.float32)
 
 
 def play(path, poor, index):
@@ -207,12 +216,12 @@ def main(_):
     chosen = [data[i] for i in rng.choice(len(data), size, replace=False)]
     state, metrics, _ = step(state, batch_of(chosen))
     last = index + 1 == _STEPS.value
-    if index % 20 == 0 or last:
+    if index % 100 == 0 or last:
       logging.info(
           "step %d loss %.4f (%.0f s)",
           index, metrics["loss"], time.monotonic() - started,
       )  # fmt: skip
-    if (index + 1) % 100 == 0 or last:
+    if (index + 1) % 500 == 0 or last:
       output = pathlib.Path(_OUTPUT.value)
       hf.save(output, jax.device_get(state.params), config_json, output)
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 EPSILON = 1e-6
 
 
-def advantages(rewards: jax.Array, *, estimator: str) -> jax.Array:
+def advantages(
+  rewards: jax.Array, *, estimator: str, valid: jax.Array | None = None
+) -> jax.Array:
   """Advantages within groups; a group of equal rewards has none.
 
   Args:
@@ -19,6 +21,8 @@ def advantages(rewards: jax.Array, *, estimator: str) -> jax.Array:
     estimator: "grpo" (eq. 7: mean and population std of the group), "loo"
       (mean and unbiased std of the *other* samples; unscaled where that std
       is 0), "rloo" (leave-one-out mean only), "dr_grpo" (group mean only).
+    valid: `[P, G]` bool, which samples there are; None means all. The others
+      may hold anything, count for nothing and get 0.
 
   Returns:
     `[P, G]` float32.
@@ -29,59 +33,70 @@ def advantages(rewards: jax.Array, *, estimator: str) -> jax.Array:
   chex.assert_rank(rewards, 2)
   if estimator not in _ESTIMATORS:
     raise ValueError(
-        f"advantage {estimator!r}; expected one of {sorted(_ESTIMATORS)}"
+      f"advantage {estimator!r}; expected one of {sorted(_ESTIMATORS)}"
     )
-  return _ESTIMATORS[estimator](rewards.astype(jnp.float32))
+  if valid is None:
+    valid = jnp.ones(rewards.shape, bool)
+  chex.assert_equal_shape([rewards, valid])
+  rewards = jnp.where(valid, rewards.astype(jnp.float32), 0.0)
+  # Shifted by a reward of the group, so that equal rewards give exact zeros
+  # whatever their mean would round to.
+  first = jnp.take_along_axis(rewards, valid.argmax(1, keepdims=True), 1)
+  shifted = jnp.where(valid, rewards - first, 0.0)
+  return jnp.where(valid, _ESTIMATORS[estimator](shifted, valid), 0.0)
 
 
-def _grpo(rewards):
-  # Subtract first: equal rewards give exact zeros, whatever the mean rounds
-  # to.
-  shifted = rewards - rewards[:, :1]
-  centred = shifted - shifted.mean(1, keepdims=True)
-  std = jnp.sqrt((centred**2).mean(1, keepdims=True))
+def _dr_grpo(rewards, valid):
+  count = jnp.maximum(valid.sum(1, keepdims=True), 1)
+  return rewards - rewards.sum(1, keepdims=True) / count
+
+
+def _grpo(rewards, valid):
+  count = jnp.maximum(valid.sum(1, keepdims=True), 1)
+  centred = jnp.where(valid, _dr_grpo(rewards, valid), 0.0)
+  std = jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
   return centred / (std + EPSILON)
 
 
-def _dr_grpo(rewards):
-  shifted = rewards - rewards[:, :1]
-  return shifted - shifted.mean(1, keepdims=True)
+def _rloo(rewards, valid):
+  # r_i - mean of the others = (r_i - mean of all) n / (n - 1).
+  count = valid.sum(1, keepdims=True)
+  return _dr_grpo(rewards, valid) * count / jnp.maximum(count - 1, 1)
 
 
-def _rloo(rewards):
-  size = rewards.shape[1]
-  return _dr_grpo(rewards) * size / (size - 1)
-
-
-def _loo(rewards):
-  size = rewards.shape[1]
-  shifted = rewards - rewards[:, :1]
+def _loo(rewards, valid):
   # [P, i, j]: sample j as seen from i, without i itself.
-  others = ~jnp.eye(size, dtype=bool)
-  seen = jnp.where(others, shifted[:, None, :], 0.0)
-  mean = seen.sum(2) / (size - 1)
+  others = valid[:, None, :] & ~jnp.eye(rewards.shape[1], dtype=bool)
+  count = others.sum(2)
+  seen = jnp.where(others, rewards[:, None, :], 0.0)
+  mean = seen.sum(2) / jnp.maximum(count, 1)
   spread = jnp.where(others, (seen - mean[..., None]) ** 2, 0.0).sum(2)
-  std = jnp.sqrt(spread / max(size - 2, 1))
-  centred = shifted - mean
+  std = jnp.sqrt(spread / jnp.maximum(count - 1, 1))
+  centred = rewards - mean
+  # Against EPSILON, not 0: the mean of equal rewards may round.
   return jnp.where(std > EPSILON, centred / (std + EPSILON), centred)
 
 
 _ESTIMATORS = {
-    "grpo": _grpo,
-    "loo": _loo,
-    "rloo": _rloo,
-    "dr_grpo": _dr_grpo,
+  "grpo": _grpo,
+  "loo": _loo,
+  "rloo": _rloo,
+  "dr_grpo": _dr_grpo,
 }
 
 
-def token_weights(mask: jax.Array, *, norm: str) -> jax.Array:
-  """What each action token weighs in the loss.
+def token_weights(
+  mask: jax.Array, *, norm: str, width: int | None = None
+) -> jax.Array:
+  """What each action token weighs in the loss; `divisor` goes with it.
 
   Args:
     mask: `[N, A]`, 1 on action tokens.
     norm: "token" (every token the same: `token_level_loss`), "sequence"
-      (every action the same, a mean over its tokens), "constant" (Dr.GRPO:
-      divided by the width A, so that length does not matter).
+      (every action the same, a mean over its tokens), "constant" (Dr.GRPO,
+      arXiv:2503.20783: over `width`, so that a token weighs the same in a
+      short and in a long action *and* in any batch).
+    width: of "constant"; the most tokens of an action, A where None.
 
   Returns:
     `[N, A]` weights, 0 where the mask is 0.
@@ -90,25 +105,49 @@ def token_weights(mask: jax.Array, *, norm: str) -> jax.Array:
     ValueError: an unknown norm.
   """
   chex.assert_rank(mask, 2)
+  _check_norm(norm)
   if norm == "token":
     return mask
   if norm == "sequence":
     return mask / jnp.maximum(mask.sum(1, keepdims=True), 1.0)
-  if norm == "constant":
-    return mask / mask.shape[1]
-  raise ValueError(
+  return mask / (width or mask.shape[1])
+
+
+def divisor(weights: jax.Array, *, norm: str) -> jax.Array:
+  """What a loss sum over `token_weights` is divided by, itself a sum.
+
+  The summed weight for "token"; the count of actions for "sequence" (where
+  the two agree) and "constant" (where dividing by the summed weight would
+  undo the constant and give "token" again).
+
+  Args:
+    weights: `[..., A]` of `token_weights`, 0 on padding.
+    norm: as there.
+
+  Raises:
+    ValueError: an unknown norm.
+  """
+  _check_norm(norm)
+  if norm == "token":
+    return weights.sum()
+  return (weights > 0).any(-1).sum(dtype=jnp.float32)
+
+
+def _check_norm(norm):
+  if norm not in ("token", "sequence", "constant"):
+    raise ValueError(
       f"loss_norm {norm!r}; expected token, sequence or constant"
-  )
+    )
 
 
 def clipped_surrogate(
-    log_probs: jax.Array,
-    old_log_probs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    *,
-    clip_low: float,
-    clip_high: float,
+  log_probs: jax.Array,
+  old_log_probs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_low: float,
+  clip_high: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sums the negated clipped surrogate over action tokens (eq. 7).
 
@@ -122,18 +161,19 @@ def clipped_surrogate(
   Returns:
     The loss sum, and sums by name: "clipped" (weight of clipped tokens).
   """
-  ratio = _ratio(log_probs, old_log_probs, mask)
+  chex.assert_equal_shape([log_probs, old_log_probs, mask])
+  ratio = _exp(_gap(log_probs, old_log_probs, mask))
   return _surrogate(ratio, advantages, mask, clip_low, clip_high)
 
 
 def sequence_surrogate(
-    log_probs: jax.Array,
-    old_log_probs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    *,
-    clip_low: float,
-    clip_high: float,
+  log_probs: jax.Array,
+  old_log_probs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  clip_low: float,
+  clip_high: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`clipped_surrogate` with one ratio an action (GSPO, arXiv:2507.18071).
 
@@ -142,45 +182,52 @@ def sequence_surrogate(
   """
   chex.assert_equal_shape([log_probs, old_log_probs, mask])
   live = mask > 0
-  gap = jnp.where(live, log_probs - old_log_probs, 0.0)
   count = jnp.maximum(live.sum(1, keepdims=True), 1)
-  ratio = jnp.exp(gap.sum(1, keepdims=True) / count)
+  gap = _gap(log_probs, old_log_probs, mask).sum(1, keepdims=True) / count
   return _surrogate(
-      jnp.broadcast_to(ratio, mask.shape), advantages, mask,
+      jnp.broadcast_to(_exp(gap), mask.shape), advantages, mask,
       clip_low, clip_high,
   )  # fmt: skip
 
 
-def _ratio(log_probs, old_log_probs, mask):
-  chex.assert_equal_shape([log_probs, old_log_probs, mask])
-  # Select before exp, so that padding may hold anything.
-  return jnp.exp(
-      jnp.where(mask > 0, log_probs, 0.0)
-      - jnp.where(mask > 0, old_log_probs, 0.0)
-  )
+def _gap(log_probs, other_log_probs, mask):
+  # Select before anything is done to it: padding may hold NaN.
+  live = mask > 0
+  return jnp.where(live, log_probs, 0.0) - jnp.where(live, other_log_probs, 0.0)
+
+
+def _exp(gap):
+  # e^30 is far beyond any clip range; an infinity times an advantage of 0
+  # would be NaN.
+  return jnp.exp(jnp.clip(gap, -30.0, 30.0))
 
 
 def _surrogate(ratio, advantages, mask, clip_low, clip_high):
   chex.assert_shape(advantages, mask.shape[:1])
-  adv = jax.lax.stop_gradient(advantages)[:, None]
+  adv = jnp.where((mask > 0).any(1), jax.lax.stop_gradient(advantages), 0.0)
+  adv = adv[:, None]
   clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * adv
   loss = -(jnp.minimum(ratio * adv, clipped) * mask).sum()
   return loss, {"clipped": ((clipped < ratio * adv) * mask).sum()}
 
 
 def kl_penalty(
-    log_probs: jax.Array,
-    ref_log_probs: jax.Array,
-    mask: jax.Array,
-    *,
-    estimator: str,
+  log_probs: jax.Array,
+  ref_log_probs: jax.Array,
+  mask: jax.Array,
+  *,
+  estimator: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sums an estimate of KL(pi_theta || pi_0) over action tokens.
 
-  With `d = log pi_theta - log pi_0` on tokens sampled from pi_theta:
-  k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. k1 and k3 are unbiased in value;
-  as a loss on fixed samples k1's gradient has mean zero, k2's is the one of
-  the KL, and k3's is that of the reverse KL.
+  With d = log pi_theta - log pi_0 on tokens sampled from pi_theta: k1 = d,
+  k2 = d^2 / 2, k3 = exp(-d) - 1 + d. In value k1 and k3 are unbiased (k3 is
+  never negative, and steadier), k2 is biased. As a *loss* the samples are
+  fixed, and what is descended in the mean is
+    k1: nothing; E[grad d] = E[grad log pi_theta] = 0, only noise is left;
+    k2: KL(pi_theta || pi_0), as E[d grad log pi_theta] is its gradient;
+    k3: KL(pi_0 || pi_theta), as E[(1 - pi_0 / pi_theta) grad log pi_theta]
+        = -E_{pi_0}[grad log pi_theta]; the two KLs agree near pi_0.
 
   Args:
     log_probs, ref_log_probs: `[N, A]`.
@@ -188,34 +235,33 @@ def kl_penalty(
     estimator: "k1", "k2" or "k3".
 
   Returns:
-    The sum, and {} (no further metrics).
+    The sum, and {} (no metrics of its own).
 
   Raises:
     ValueError: an unknown estimator.
   """
   chex.assert_equal_shape([log_probs, ref_log_probs, mask])
-  gap = jnp.where(mask > 0, log_probs, 0.0) - jnp.where(
-      mask > 0, ref_log_probs, 0.0
-  )
   if estimator not in _KL:
     raise ValueError(f"kl {estimator!r}; expected one of {sorted(_KL)}")
+  gap = _gap(log_probs, ref_log_probs, mask)
   return (_KL[estimator](gap) * mask).sum(), {}
 
 
 _KL = {
-    "k1": lambda d: d,
-    "k2": lambda d: 0.5 * d**2,
-    "k3": lambda d: jnp.expm1(-d) + d,
+  "k1": lambda d: d,
+  "k2": lambda d: 0.5 * d**2,
+  # Bounded for the reason given at `_exp`.
+  "k3": lambda d: jnp.expm1(jnp.clip(-d, -30.0, 30.0)) + d,
 }
 
 
 def truncated_importance_weights(
-    log_probs: jax.Array,
-    sampler_log_probs: jax.Array,
-    mask: jax.Array,
-    *,
-    cap: float,
-    floor: float = 0.0,
+  log_probs: jax.Array,
+  sampler_log_probs: jax.Array,
+  mask: jax.Array,
+  *,
+  cap: float,
+  floor: float = 0.0,
 ) -> jax.Array:
   """min(pi_trainer / pi_sampler, cap), at least `floor`, without gradient.
 
@@ -229,7 +275,6 @@ def truncated_importance_weights(
     `[..., A]` weights.
   """
   chex.assert_equal_shape([log_probs, sampler_log_probs, mask])
-  gap = jnp.where(mask > 0, log_probs, 0.0) - jnp.where(
-      mask > 0, sampler_log_probs, 0.0
-  )
-  return jax.lax.stop_gradient(jnp.clip(jnp.exp(gap), floor, cap))
+  ratio = jnp.exp(_gap(log_probs, sampler_log_probs, mask))
+  weights = jnp.where(mask > 0, jnp.clip(ratio, floor, cap), 1.0)
+  return jax.lax.stop_gradient(weights)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 def token_log_probs(
-    hidden: jax.Array,
-    unembed: jax.Array,
-    targets: jax.Array,
-    *,
-    chunk: int,
-    temperature: float = 1.0,
+  hidden: jax.Array,
+  unembed: jax.Array,
+  targets: jax.Array,
+  *,
+  chunk: int,
+  temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target, and the entropy it was drawn at.
 
@@ -43,9 +43,9 @@ def token_log_probs(
   def one(rows):
     states, ids = rows
     logits = jnp.dot(
-        states,
-        unembed.astype(states.dtype),
-        preferred_element_type=jnp.float32,
+      states,
+      unembed.astype(states.dtype),
+      preferred_element_type=jnp.float32,
     )
     scores = jax.nn.log_softmax(logits / temperature)
     fixed = jax.lax.stop_gradient(scores)
@@ -53,17 +53,17 @@ def token_log_probs(
     return jnp.take_along_axis(scores, ids[:, None], 1)[:, 0], entropy
 
   log_probs, entropy = jax.lax.map(
-      one,
-      (
-          hidden.reshape(count, chunk, hidden.shape[1]),
-          targets.reshape(count, chunk),
-      ),
+    one,
+    (
+      hidden.reshape(count, chunk, hidden.shape[1]),
+      targets.reshape(count, chunk),
+    ),
   )
   return log_probs.reshape(-1)[:size], entropy.reshape(-1)[:size]
 
 
 def sft_loss(
-    log_probs: jax.Array, mask: jax.Array
+  log_probs: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, dict[str, Any]]:
   """Negative log-likelihood of the demonstrated tokens (paper, eq. 1).
 

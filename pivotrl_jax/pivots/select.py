@@ -1,5 +1,6 @@
 """Profiles -> pivots: the paper's filter (eq. 5) and its ablations."""
 
+import collections
 from collections.abc import Sequence
 import pathlib
 from typing import Any
@@ -12,15 +13,17 @@ from pivotrl_jax import types
 from pivotrl_jax.data import records
 
 RULES = ("difficult", "mixed", "random")
+# Rewards lie in [0, 1]; the variance of equal ones may round to 1e-34.
+_ALIKE = 1e-12
 
 
 def keep(
-    means: np.ndarray,
-    variances: np.ndarray,
-    *,
-    rule: str,
-    threshold: float,
-    keep_all_fail: bool,
+  means: np.ndarray,
+  variances: np.ndarray,
+  *,
+  rule: str,
+  threshold: float,
+  keep_all_fail: bool,
 ) -> np.ndarray:
   """Which candidates a rule keeps.
 
@@ -28,31 +31,36 @@ def keep(
     means, variances: `[N]` of the profiles' rewards.
     rule: "difficult" (variance > 0 and mean < threshold), "mixed"
       (variance > 0) or "random" (all).
-    threshold: lambda_diff; strict.
-    keep_all_fail: also keep those that never succeed, as the released data
-      do.
+    threshold: lambda_diff of the difficult rule.
+    keep_all_fail: the difficult rule as the released data look: mean <=
+      threshold, those that never succeed included.
 
   Returns:
     `[N]` bool.
+
+  Raises:
+    errors.InputError: an unknown rule.
   """
+  mixed = variances > _ALIKE
+  if rule == "difficult":
+    return means <= threshold if keep_all_fail else mixed & (means < threshold)
+  if rule == "mixed":
+    return mixed
   if rule == "random":
     return np.ones(len(means), bool)
-  kept = variances > 0
-  if rule == "difficult":
-    kept &= means < threshold
-  if keep_all_fail:
-    kept |= means == 0
-  return kept
+  raise errors.InputError(
+    f"config.select: {rule!r}; expected one of {', '.join(RULES)}"
+  )
 
 
 def select(
-    profiles: Sequence[types.Profile],
-    *,
-    rule: str,
-    threshold: float,
-    keep_all_fail: bool,
-    seed: int,
-    count: int,
+  profiles: Sequence[types.Profile],
+  *,
+  rule: str,
+  threshold: float,
+  keep_all_fail: bool,
+  seed: int,
+  count: int,
 ) -> list[types.Pivot]:
   """The pivots, in the profiles' order.
 
@@ -62,54 +70,92 @@ def select(
     seed: of the draw, where there are more than `count`.
     count: most pivots, a uniform sample; 0 keeps all.
   """
-  means = np.array([p.mean for p in profiles], np.float64)
-  variances = np.array([p.variance for p in profiles], np.float64)
+  means, variances = _arrays(profiles)
   chosen = np.flatnonzero(
-      keep(
-          means,
-          variances,
-          rule=rule,
-          threshold=threshold,
-          keep_all_fail=keep_all_fail,
-      )
+    keep(
+      means,
+      variances,
+      rule=rule,
+      threshold=threshold,
+      keep_all_fail=keep_all_fail,
+    )
   )
   if count and len(chosen) > count:
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(chosen, count, replace=False))
   return [
-      types.Pivot(
-          profiles[i].candidate_id, profiles[i].mean, profiles[i].variance, rule
-      )
-      for i in chosen
+    types.Pivot(
+      profiles[i].candidate_id, profiles[i].mean, profiles[i].variance, rule
+    )
+    for i in chosen
   ]
 
 
+def reason(profile: types.Profile, *, rule: str, threshold: float) -> str:
+  """Why a rule left a candidate out."""
+  if rule != "random" and profile.variance <= _ALIKE:
+    return {0.0: "all_fail", 1.0: "all_pass"}.get(profile.mean, "all_alike")
+  if rule == "difficult" and profile.mean >= threshold:
+    return "too_easy"
+  return "not_drawn"
+
+
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """profiles.jsonl -> pivots.jsonl."""
-  profiles = list(records.read_profiles(workdir / "profiles.jsonl"))
+  """profiles.jsonl -> pivots.jsonl, and the others to skipped.jsonl."""
+  path = workdir / "profiles.jsonl"
+  profiles = list(records.read_profiles(path))
   pivots = select(
-      profiles,
-      rule=config.select,
-      threshold=config.pivots.threshold,
-      keep_all_fail=config.pivots.keep_all_fail,
-      seed=config.seed,
-      count=config.pivots.count,
+    profiles,
+    rule=config.select,
+    threshold=config.pivots.threshold,
+    keep_all_fail=config.pivots.keep_all_fail,
+    seed=config.seed,
+    count=config.pivots.count,
   )
-  means = np.array([p.mean for p in profiles])
-  flat = np.array([p.variance == 0 for p in profiles])
-  counts = (
-      f"{len(profiles)} candidates, {int((flat & (means == 0)).sum())} all"
-      f" fail, {int((flat & (means > 0)).sum())} all alike above 0"
-  )
+  kept = {p.candidate_id for p in pivots}
+  skipped = [
+    {
+      "id": p.candidate_id,
+      "reason": reason(
+        p, rule=config.select, threshold=config.pivots.threshold
+      ),
+    }
+    for p in profiles
+    if p.candidate_id not in kept
+  ]
+  records.replace_skipped(workdir, "select", skipped)
+  counts = collections.Counter(row["reason"] for row in skipped)
+  shown = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
   if not pivots:
     raise errors.InputError(
-        f"{workdir}/profiles.jsonl: no pivot among {counts}; expected one (try"
-        " select=mixed, a larger pivots.threshold or profile.group_size)"
+      f"{path}: no pivot among {len(profiles)} candidates"
+      f" ({shown or 'empty file'}); expected at least 1;"
+      f" {_advice(config, counts)}"
     )
   records.write_jsonl(
-      workdir / "pivots.jsonl", map(records.pivot_to_json, pivots)
+    workdir / "pivots.jsonl", map(records.pivot_to_json, pivots)
   )
   logging.info(
-      "select: %s; %d pivots by %s, mean reward %.3f",
-      counts, len(pivots), config.select, np.mean([p.mean for p in pivots]),
+      "select: %d pivots of %d candidates by %s, mean reward %.3f; %s",
+      len(pivots), len(profiles), config.select,
+      np.mean([p.mean for p in pivots]), shown or "none left out",
   )  # fmt: skip
+
+
+def _advice(config, counts):
+  """The knob that brings back most of what was left out."""
+  if counts["too_easy"]:
+    return "raise config.pivots.threshold or set config.select=mixed"
+  if counts["all_fail"] and config.select == "difficult":
+    return (
+      "raise config.profile.group_size or config.warm_start.steps, or set"
+      " config.pivots.keep_all_fail=True"
+    )
+  return "raise config.profile.group_size or config.profile.candidates"
+
+
+def _arrays(profiles):
+  return (
+    np.array([p.mean for p in profiles], np.float64),
+    np.array([p.variance for p in profiles], np.float64),
+  )

@@ -1,0 +1,94 @@
+"""Prefixes to trees: token for token, and nothing twice."""
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.data import trees
+
+PROMPTS = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12
+)
+
+
+def test_golden():
+  # [1,2,3] carries [1,2] and [1,2,3] itself; [1,3] shares only its 1, [2]
+  # nothing: three trunks of 3 + 2 + 1 = 6 tokens for 3+2+3+2+1 = 11.
+  prompts = [np.array(p) for p in ([1, 2, 3], [1, 2], [1, 2, 3], [1, 3], [2])]
+  found = trees.build(prompts)
+  assert [t.trunk.tolist() for t in found] == [[1, 2, 3], [1, 3], [2]]
+  assert [t.rows.tolist() for t in found] == [[0, 1, 2], [3], [4]]
+  assert found[0].attach.tolist() == [3, 2, 3]
+
+
+@hypothesis.given(PROMPTS)
+def test_every_row_is_a_prefix_of_its_trunk_once(prompts):
+  found = trees.build([np.array(p) for p in prompts])
+  rows = sorted(int(r) for t in found for r in t.rows)
+  assert rows == list(range(len(prompts)))
+  for tree in found:
+    for row, attach in zip(tree.rows, tree.attach, strict=True):
+      assert tree.trunk[:attach].tolist() == prompts[row]
+  # No trunk could lie on another.
+  trunks = [tuple(t.trunk) for t in found]
+  for i, a in enumerate(trunks):
+    assert not any(b[: len(a)] == a for j, b in enumerate(trunks) if i != j)
+
+
+def test_token_bytes_do_not_mix():
+  # 256 is bytes 0,0,1,0: as raw bytes, [0] would seem to begin [256].
+  assert len(trees.build([np.array([256]), np.array([0])])) == 2
+
+
+def test_empty_prompt_is_refused():
+  with pytest.raises(ValueError, match="prompt 1 is empty"):
+    trees.build([np.array([1]), np.array([], np.int32)])
+
+
+@hypothesis.given(PROMPTS, st.integers(1, 4))
+def test_split_keeps_rows(prompts, size):
+  for tree in trees.build([np.array(p) for p in prompts]):
+    parts = trees.split(tree, size)
+    assert sorted(r for p in parts for r in p.rows) == sorted(tree.rows)
+    assert all(len(p.rows) <= size for p in parts)
+    assert all(len(p.trunk) == p.attach.max() for p in parts)
+
+
+def test_bucket():
+  assert [trees.bucket(n) for n in (1, 16, 17, 24, 25, 33, 49)] == [
+      16, 16, 24, 24, 32, 48, 64,
+  ]  # fmt: skip
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(PROMPTS, st.integers(1, 3), st.integers(1, 3))
+def test_pack_places_every_row(prompts, micro_batches, multiple):
+  rng = np.random.default_rng(0)
+  actions = [rng.integers(0, 9, rng.integers(1, 4)) for _ in prompts]
+  batch, places = batches.pack(
+      batches.Rows(
+          prompts=[np.array(p) for p in prompts],
+          actions=actions,
+          weights=[np.ones(len(a)) for a in actions],
+          advantages=np.arange(len(prompts)),
+          sampler_log_probs=[np.full(len(a), -1.0) for a in actions],
+      ),
+      micro_batches=micro_batches,
+      multiple_of=multiple,
+  )
+  assert len(set(places.tolist())) == len(prompts)
+  width = batch.actions.shape[-1]
+  branches = batch.attach.shape[-1]
+  for row, place in enumerate(places):
+    mask = batch.mask.reshape(-1, width)[place] > 0
+    got = batch.actions.reshape(-1, width)[place][mask]
+    assert got.tolist() == actions[row].tolist()
+    trunk = batch.trunks.reshape(-1, batch.trunks.shape[-1])[place // branches]
+    attach = batch.attach.reshape(-1)[place]
+    assert trunk[:attach].tolist() == prompts[row]
+    assert batch.advantages.reshape(-1)[place] == row
+  assert batch.mask.sum() == sum(len(a) for a in actions)
+  assert batch.trunks.shape[1] % multiple == 0
+  assert 0 <= batches.padding_share(batch) < 1

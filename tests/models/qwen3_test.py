@@ -1,0 +1,194 @@
+"""Qwen3 against transformers' goldens, and the laws of trajectory trees."""
+
+import functools
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.models import attention
+from pivotrl_jax.models import hf
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import step as step_lib
+
+TESTDATA = pathlib.Path(__file__).parent.parent / "testdata"
+TINY = qwen3.Config(64, 32, 48, 2, 4, 2, 16, tie_word_embeddings=True)
+
+
+def _golden(name):
+  path = TESTDATA / name
+  config = hf.read_config(path)
+  params = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.float32), hf.load_params(path, config)
+  )
+  return config, params, np.load(path / "golden.npz")
+
+
+def _whole(shape, params, ids):
+  """Logits of whole sequences: each a branch on its own first token."""
+  hidden = qwen3.Qwen3(shape).apply(
+      {"params": params},
+      jnp.zeros((len(ids), 1), jnp.int32),
+      ids[:, None],
+      jnp.zeros((len(ids), 1), jnp.int32),
+  )
+  return hidden[:, 0] @ qwen3.unembedding(params, shape)
+
+
+class GoldenTest(parameterized.TestCase):
+
+  @parameterized.parameters("qwen3_tied", "qwen3_untied")
+  def test_logits_and_gradients_are_transformers(self, name):
+    config, params, golden = _golden(name)
+    shape = qwen3.config_from_hf(config)
+    ids = jnp.asarray(golden["ids"])
+
+    def loss(params):
+      logits = _whole(shape, params, ids)
+      scores = jax.nn.log_softmax(logits[:, :-1])
+      picked = jnp.take_along_axis(scores, ids[:, 1:, None], -1)
+      return -picked.sum(), logits
+
+    grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+    for key, keys, transposed, _ in hf.name_map(config):
+      got = functools.reduce(lambda node, k: node[k], keys, grads)
+      np.testing.assert_allclose(
+          got.T if transposed else got,
+          golden[f"grad/{key}"],
+          atol=1e-4,
+          rtol=1e-4,
+          err_msg=key,
+      )
+
+
+class TreeTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
+    trunk = rng.integers(0, 64, 23).astype(np.int32)
+    other = rng.integers(0, 64, 9).astype(np.int32)
+    lengths = rng.integers(1, 7, 8)
+    self.rows = batches.Rows(
+        # Nested prefixes of one trajectory, one prompt twice, one apart.
+        prompts=[trunk[:n] for n in (23, 23, 11, 5, 17, 1)] + [other, other],
+        actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
+        weights=[np.full(n, 0.5, np.float32) for n in lengths],
+        advantages=rng.normal(size=8).astype(np.float32),
+        sampler_log_probs=[np.zeros(n, np.float32) for n in lengths],
+    )
+
+  def _sums(self, rows, **layout):
+    """Loss sum, gradient and per-row log-probs of packed rows."""
+    batch, places = batches.pack(rows, **layout)
+    log_probs_fn = functools.partial(
+        step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+    )
+
+    def loss(params):
+      total, kept = 0.0, []
+      for m in range(batch.trunks.shape[0]):
+        micro = jax.tree.map(lambda x, m=m: x[m], batch)
+        log_probs, _ = log_probs_fn(params, micro)
+        masked = jnp.where(micro.mask > 0, log_probs, 0.0)
+        total += (masked * micro.mask * micro.advantages[..., None]).sum()
+        kept.append(masked.sum(-1))
+      return total, jnp.stack(kept)
+
+    (total, rows_out), grads = jax.jit(
+        jax.value_and_grad(loss, has_aux=True)
+    )(self.params)
+    return total, grads, np.asarray(rows_out).reshape(-1)[places]
+
+  def test_tree_equals_separate_sequences(self):
+    got = self._sums(self.rows)
+    whole = jax.jit(lambda ids: _whole(TINY, self.params, ids)[0])
+    for row in range(8):
+      ids = np.concatenate([self.rows.prompts[row], self.rows.actions[row]])
+      # Padded to one length: what follows a token does not matter to it.
+      scores = jax.nn.log_softmax(whole(np.resize(ids, 32)[None]))
+      start = len(self.rows.prompts[row]) - 1
+      want = sum(scores[i, ids[i + 1]] for i in range(start, len(ids) - 1))
+      self.assertAlmostEqual(got[2][row], float(want), places=4)
+
+  @parameterized.parameters(
+      {"micro_batches": 2}, {"multiple_of": 8}, {"micro_batches": 3}
+  )
+  def test_packing_changes_nothing(self, **layout):
+    chex.assert_trees_all_close(
+        self._sums(self.rows), self._sums(self.rows, **layout), atol=1e-5
+    )
+
+  def test_row_order_changes_nothing(self):
+    order = np.random.default_rng(1).permutation(8)
+    moved = batches.Rows(
+        *(
+            [getattr(self.rows, name)[i] for i in order]
+            for name in ("prompts", "actions", "weights")
+        ),
+        advantages=self.rows.advantages[order],
+        sampler_log_probs=[self.rows.sampler_log_probs[i] for i in order],
+    )
+    want, got = self._sums(self.rows), self._sums(moved)
+    chex.assert_trees_all_close(want[:2], got[:2], atol=1e-5)
+    np.testing.assert_allclose(want[2][order], got[2], atol=1e-5)
+
+
+class AttentionTest(parameterized.TestCase):
+
+  @parameterized.parameters(8, 16, 53)
+  def test_blockwise_is_dense(self, block):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 37, 4, 8))
+    k, v = (jax.random.normal(key, (2, 53, 2, 8)) for key in keys[1:3])
+    limit = jax.random.randint(keys[3], (2, 37), 0, 54)
+    limit = limit.at[0, 0].set(0).at[1, 1].set(53)
+
+    def scalar(attend):
+      def f(q, k, v):
+        out, lse = attend(q, k, v, limit)
+        seen = jnp.where(limit[..., None] > 0, lse, 0.0)
+        return (jnp.sin(out).sum() + 0.3 * seen.sum()), out
+
+      return jax.value_and_grad(f, (0, 1, 2), has_aux=True)(q, k, v)
+
+    chex.assert_trees_all_close(
+        scalar(attention.dense),
+        scalar(lambda *args: attention.blockwise(*args, block)),
+        atol=2e-5,
+        rtol=1e-5,
+    )
+
+  def test_golden(self):
+    q = jnp.ones((1, 1, 1, 4))
+    k = jnp.ones((1, 3, 1, 4))
+    v = jnp.array([1.0, 3.0, 5.0])[None, :, None, None] * k
+    # Two equal keys are visible: the mean of their values, 2.
+    out, lse = attention.dense(q, k, v, jnp.array([[2]]))
+    np.testing.assert_allclose(out, np.full((1, 1, 1, 4), 2.0), atol=1e-6)
+    # Both scores are 4 / sqrt(4) = 2; log-sum-exp = 2 + log 2.
+    np.testing.assert_allclose(lse, [[[2 + np.log(2)]]], atol=1e-6)
+
+  def test_merge_is_attention_over_the_union(self):
+    keys = jax.random.split(jax.random.key(1), 3)
+    q = jax.random.normal(keys[0], (1, 5, 2, 8))
+    k, v = (jax.random.normal(key, (1, 9, 2, 8)) for key in keys[1:])
+    all_keys = jnp.full((1, 5), 9)
+    want, _ = attention.dense(q, k, v, all_keys)
+    got = attention.merge(
+        attention.dense(q, k[:, :4], v[:, :4], jnp.full((1, 5), 4)),
+        attention.dense(q, k[:, 4:], v[:, 4:], jnp.full((1, 5), 5)),
+    )
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+if __name__ == "__main__":
+  absltest.main()
