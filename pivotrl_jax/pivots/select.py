@@ -70,7 +70,8 @@ def select(
     seed: of the draw, where there are more than `count`.
     count: most pivots, a uniform sample; 0 keeps all.
   """
-  means, variances = _arrays(profiles)
+  means = np.array([p.mean for p in profiles], np.float64)
+  variances = np.array([p.variance for p in profiles], np.float64)
   chosen = np.flatnonzero(
     keep(
       means,
@@ -91,35 +92,19 @@ def select(
   ]
 
 
-def reason(profile: types.Profile, *, rule: str, threshold: float) -> str:
-  """Why a rule left a candidate out."""
-  if rule != "random" and profile.variance <= _ALIKE:
-    return {0.0: "all_fail", 1.0: "all_pass"}.get(profile.mean, "all_alike")
-  if rule == "difficult" and profile.mean >= threshold:
-    return "too_easy"
-  return "not_drawn"
-
-
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """profiles.jsonl -> pivots.jsonl, and the others to skipped.jsonl."""
+  """profiles.jsonl -> pivots.jsonl; the others to skipped.jsonl."""
   path = workdir / "profiles.jsonl"
   profiles = list(records.read_profiles(path))
-  pivots = select(
-    profiles,
-    rule=config.select,
-    threshold=config.pivots.threshold,
-    keep_all_fail=config.pivots.keep_all_fail,
-    seed=config.seed,
-    count=config.pivots.count,
-  )
+  rule = {
+    "rule": config.select,
+    "threshold": config.pivots.threshold,
+    "keep_all_fail": config.pivots.keep_all_fail,
+  }
+  pivots = select(profiles, **rule, seed=config.seed, count=config.pivots.count)
   kept = {p.candidate_id for p in pivots}
   skipped = [
-    {
-      "id": p.candidate_id,
-      "reason": reason(
-        p, rule=config.select, threshold=config.pivots.threshold
-      ),
-    }
+    {"id": p.candidate_id, "reason": _reason(p, rule)}
     for p in profiles
     if p.candidate_id not in kept
   ]
@@ -129,17 +114,30 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   if not pivots:
     raise errors.InputError(
       f"{path}: no pivot among {len(profiles)} candidates"
-      f" ({shown or 'empty file'}); expected at least 1;"
+      f" ({shown or 'empty file'}); expected at least 1:"
       f" {_advice(config, counts)}"
     )
   records.write_jsonl(
     workdir / "pivots.jsonl", map(records.pivot_to_json, pivots)
   )
   logging.info(
-      "select: %d pivots of %d candidates by %s, mean reward %.3f; %s",
-      len(pivots), len(profiles), config.select,
-      np.mean([p.mean for p in pivots]), shown or "none left out",
-  )  # fmt: skip
+    "select: %d pivots of %d candidates by %s, mean reward %.3f; %s",
+    len(pivots),
+    len(profiles),
+    config.select,
+    np.mean([p.mean for p in pivots]),
+    shown or "none left out",
+  )
+
+
+def _reason(profile, rule):
+  """Why a candidate is no pivot."""
+  mean, variance = np.array([profile.mean]), np.array([profile.variance])
+  if keep(mean, variance, **rule)[0]:
+    return "not_drawn"
+  if profile.variance <= _ALIKE:
+    return {0.0: "all_fail", 1.0: "all_pass"}.get(profile.mean, "all_alike")
+  return "too_easy"
 
 
 def _advice(config, counts):
@@ -152,10 +150,3 @@ def _advice(config, counts):
       " config.pivots.keep_all_fail=True"
     )
   return "raise config.profile.group_size or config.profile.candidates"
-
-
-def _arrays(profiles):
-  return (
-    np.array([p.mean for p in profiles], np.float64),
-    np.array([p.variance for p in profiles], np.float64),
-  )
