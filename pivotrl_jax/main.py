@@ -7,6 +7,7 @@ Bad input of any kind ends in one line on standard error and status 2.
 
 import importlib
 import json
+import logging as py_logging
 import os
 import pathlib
 import sys
@@ -137,8 +138,14 @@ _OPTIONAL = ("warm_start", "export", "metrics.jsonl", "evals.jsonl",
              "skipped.jsonl", "profiles.jsonl", "pivots.jsonl")  # fmt: skip
 
 
+def _ours(record) -> bool:
+  """Our own lines, and others' warnings."""
+  return "pivotrl_jax" in record.pathname or record.levelno >= py_logging.WARNING
+
+
 def main(_) -> None:
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_ours)
   if not _WORKDIR.value:
     raise errors.InputError("--workdir: not given; expected a folder")
   if _CONFIG.value is None:

@@ -2,13 +2,12 @@
 
 Value rules of `single_step` in two settings. "compat" is the production
 verifier's own, defects included; "default" mends them: equal values match
-first, 5 is 5.0, a bool is no number, short strings fold case and outer
-blanks, longer ones compare by Dice of their words.
+first, 5 is 5.0, a bool is no number, and no threshold lets texts agree that
+share no word.
 """
 
 from collections import Counter
 import json
-import math
 from typing import Any
 
 UNREADABLE = object()
@@ -30,7 +29,7 @@ def mismatch(
   Args:
     want: the demonstration's value.
     got: the model's.
-    tolerance: of floats: absolute in compat, relative and absolute else.
+    tolerance: of floats, absolute.
     words: least overlap of strings of two words or more.
     setting: "compat" or "default".
   """
@@ -65,34 +64,24 @@ def _same_kind(e, g, setting):
 def _same_leaf(e, g, tolerance, words, setting):
   if isinstance(e, str):
     return same_text(e, g, words, setting)
-  if setting == "compat":
-    if isinstance(e, float):
-      return abs(g - e) < tolerance
-    return e == g
-  return _same_number(e, g, tolerance)
-
-
-def _same_number(e, g, tolerance):
-  if e == g or (e != e and g != g):
+  if setting == "default" and (e == g or (e != e and g != g)):
     return True
-  if isinstance(e, float) or isinstance(g, float):
+  if isinstance(e, float) or (setting == "default" and isinstance(g, float)):
     try:
-      return math.isclose(e, g, rel_tol=tolerance, abs_tol=tolerance)
+      return abs(g - e) < tolerance
     except OverflowError:
       return False
-  return False
+  return e == g
 
 
 def same_text(e: str, g: str, words: float, setting: str) -> bool:
   """Strings of two words or more by overlap, shorter ones as they are."""
-  left, right = e.strip().lower().split(), g.strip().lower().split()
   if setting == "default" and e == g:
     return True
+  left, right = e.strip().lower().split(), g.strip().lower().split()
   if len(left) < 2 or len(right) < 2:
-    return e == g if setting == "compat" else left == right
+    return e == g
   shared = sum((Counter(left) & Counter(right)).values())
   overlap = shared / (len(left) + len(right))
-  if setting == "compat":
-    return overlap >= words
-  # Dice proper; a threshold of 0 would let any two texts agree.
-  return 2 * overlap >= (2 * words or 1.0)
+  # A threshold of 0 lets any two texts agree: at least a word must be shared.
+  return overlap >= words and (setting == "compat" or shared > 0)

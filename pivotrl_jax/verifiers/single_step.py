@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from pivotrl_jax import types
@@ -87,7 +87,7 @@ def _several(table, count, config, setting):
   ):
     return types.Verdict(0.0, "function_call_batch_length_different")
   fits = np.array([[reason is None for reason in row] for row in table], int)
-  partner = maximum_bipartite_matching(csr_array(fits), perm_type="column")
+  partner = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
   matched = int((partner >= 0).sum())
   reward = _reward(matched, expected, count, config, setting)
   details = {"matched": matched, "expected": expected, "made": count}

@@ -96,7 +96,7 @@ def verify(
   kind = _kind(want.name, got.name)
   if kind is None:
     return types.Verdict(0.0, "tool_name_mismatch")
-  e, g = _arguments(want, mended), _arguments(got, mended)
+  e, g = (_arguments(call, kind, mended) for call in (want, got))
   if g is None or e is None:
     return types.Verdict(0.0, "arguments_decode_error")
   if config["enable_target_match"] and not _target(kind, e, g, mended):
@@ -150,11 +150,21 @@ def _kind(want, got):
   return left if left == right != "unknown" else None
 
 
-def _arguments(call, mended):
+def _arguments(call, kind, mended):
+  """The arguments' object; None where the call cannot count."""
   value = args_lib.decode(call.arguments)
   if isinstance(value, dict):
     return value
-  return None if mended else {}
+  if mended:
+    return None
+  if value is args_lib.UNREADABLE:
+    return {}
+  # The original looks keys up in whatever was decoded: a list or string
+  # without them passes as empty, and all else makes it fail.
+  keys = ("command", "cmd") if kind == "bash" else _PATH_KEYS
+  if not isinstance(value, (list, str)) or kind == "edit":
+    return None
+  return None if any(key in value for key in keys) else {}
 
 
 def _target(kind, e, g, mended):
@@ -175,7 +185,9 @@ def _edit_target(e, g, mended):
     return False
   if not _same_path(e, g, 2, mended):
     return False
-  return left != "view" or right != "view" or _covers(e, g)
+  if left != "view" or right != "view":
+    return True
+  return _covers(e, g) if mended else _covers_compat(e, g)
 
 
 def _bash_target(want, got, mended):
@@ -233,7 +245,16 @@ def _covers(e, g):
   return shared >= 0.8 * (want[1] - want[0] + 1)
 
 
-def _range(values):
+def _covers_compat(e, g):
+  want, got = _range(e, whole=-1), _range(g, whole=-1)
+  if want is None or got is None:
+    return True
+  shared = max(0, min(want[1], got[1]) - max(want[0], got[0]))
+  return shared / max(1, want[1] - want[0]) >= 0.8
+
+
+def _range(values, *, whole=10**9):
+  """(start, end) of a view, an end of -1 read as `whole`; None without one."""
   span = values.get("view_range")
   if isinstance(span, str):
     span = args_lib.decode(span)
@@ -243,7 +264,7 @@ def _range(values):
     start, end = (int(x) for x in span)
   except (TypeError, ValueError, OverflowError):
     return None
-  return max(start, 1), 10**9 if end == -1 else end
+  return start, whole if end == -1 else end
 
 
 def _similarity(kind, e, g, config, mended):
@@ -276,7 +297,8 @@ def _edit_similarity(e, g, mended):
         for a, b in zip(left, right, strict=True)
     )
   want, got = _content(e, mended), _content(g, mended)
-  if mended and not want and not got:
+  viewed = str(e.get("command", "")) == "view"
+  if mended and not want and not got and not viewed:
     return float(
         args_lib.mismatch(
             e, g, tolerance=1e-6, words=0.1, setting="default"

@@ -1,0 +1,149 @@
+"""Rendering, parsing, and the mini policy's own template."""
+
+import json
+import time
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from pivotrl_jax import errors
+from pivotrl_jax import types
+from pivotrl_jax.chat import parse
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.data import trees
+from pivotrl_jax.engines import policy
+from pivotrl_jax.envs import swe_expert
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.load(policy.MINI)
+
+
+def test_prefixes_of_an_episode_nest_and_actions_continue_them(tokenizer):
+  trajectory = swe_expert.demonstrate(3, "train", 0, poor=0.3)
+  prompts = []
+  for i, message in enumerate(trajectory.messages):
+    if message.role != "assistant":
+      continue
+    prefix = trajectory.messages[:i]
+    prompts.append(render.prompt_ids(tokenizer, prefix, trajectory.tools))
+    action = render.action_ids(tokenizer, prefix, message, trajectory.tools)
+    assert action[-1] in tokenizer_lib.stop_ids(tokenizer)
+    said = parse.parse(render.completion_text(tokenizer, action))
+    assert types.action_of(said) == types.action_of(
+        types.Message(
+            "assistant",
+            message.content,
+            tool_calls=tuple(
+                types.ToolCall(c.name, c.arguments) for c in message.tool_calls
+            ),
+        )
+    )
+    if i + 2 < len(trajectory.messages):
+      longer = render.prompt_ids(
+          tokenizer, trajectory.messages[: i + 2], trajectory.tools
+      )
+      both = np.concatenate([prompts[-1], action])
+      np.testing.assert_array_equal(longer[: len(both)], both)
+  assert len(trees.build(prompts)) == 1
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path):
+  with pytest.raises(errors.InputError, match="no tokenizer; expected") as e:
+    tokenizer_lib.load(tmp_path)
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<tool_call>{}", "unclosed_tool_call"),
+        ("<tool_call>{</tool_call>", "tool_call_not_json"),
+        ("<tool_call>[]</tool_call>", "tool_call_not_object"),
+        ("<tool_call>{}</tool_call>", "tool_call_without_name"),
+        ('<tool_call>{"name": 3}</tool_call>', "tool_call_without_name"),
+        ('<tool_call>{"name": "f", "arguments": 3}</tool_call>',
+         "tool_call_arguments_not_object"),
+        ('<tool_call>{"name": "f"}</tool_call> and', "text_after_tool_call"),
+        ("<think>hm", "unclosed_think"),
+        ("a </tool_call>", "stray_markup"),
+        ("a <think> b", "stray_markup"),
+    ],
+)  # fmt: skip
+def test_what_is_no_action(text, reason):
+  assert parse.parse(text) == types.ParseFailure(reason, text)
+
+
+def test_golden():
+  text = (
+      "<think>\nlook\n</think>\n\nI look.\n<tool_call>\n"
+      '{"name": "f", "arguments": {"b":1,  "a": [2]}}\n</tool_call>\n'
+      '<tool_call>{"name": "g"}</tool_call>'
+  )
+  # The arguments keep the very text, blanks and order included.
+  assert parse.parse(text) == types.Message(
+      "assistant", "I look.", "look",
+      (types.ToolCall("f", '{"b":1,  "a": [2]}'), types.ToolCall("g", "{}")),
+  )  # fmt: skip
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_PLAIN = st.text(
+    st.characters(blacklist_characters="<>", blacklist_categories=["Cs"])
+).map(str.strip)
+
+
+@hypothesis.given(
+    _PLAIN,
+    st.lists(
+        st.tuples(
+            st.text(st.characters(codec="ascii", categories=["L"]), min_size=1),
+            st.dictionaries(st.text(max_size=5), _JSON, max_size=3),
+        ),
+        max_size=3,
+    ),
+)
+def test_parse_inverts_writing(content, calls):
+  message = types.Message(
+      "assistant",
+      content,
+      tool_calls=tuple(
+          types.ToolCall(name, json.dumps(arguments))
+          for name, arguments in calls
+      ),
+  )
+  text = content + "".join(
+      f'<tool_call>{{"name": "{c.name}", "arguments": {c.arguments}}}'
+      "</tool_call>"
+      for c in message.tool_calls
+  )
+  hypothesis.assume("<tool_call>" not in content)
+  assert parse.parse(text) == message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 100_000,
+        "<tool_call>" + "[" * 100_000 + "</tool_call>",
+        '<tool_call>{"name": "f", "arguments": ' + "9" * 100_000,
+        '<tool_call>{"name": "f", "arguments": {"a": '
+        + "9" * 100_000 + "}}</tool_call>",
+        "\ud800<tool_call>" * 10_000,
+        '"arguments": {' * 10_000,
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_hostile_output_is_read_quickly(text):
+  started = time.monotonic()
+  parse.parse(text)
+  assert time.monotonic() - started < 0.1

@@ -1,0 +1,129 @@
+"""Bad input of every kind: one clear line, status 2, nothing lost."""
+
+import fcntl
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from pivotrl_jax.engines import policy
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _run(workdir, *args, config="configs/swe.py:tiny"):
+  return subprocess.run(
+      [
+          sys.executable, "-m", "pivotrl_jax.main", f"--config={config}",
+          f"--workdir={workdir}", *args,
+      ],
+      cwd=ROOT, capture_output=True, text=True, check=False,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+
+
+def _one_line(done, *parts):
+  assert done.returncode == 2, done.stderr
+  lines = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+  assert len(lines) == 1, done.stderr
+  assert done.stderr.splitlines()[-1] == lines[0]
+  assert "Traceback" not in done.stderr
+  for part in parts:
+    assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--wrokdir=x"], ["wrokdir"]),
+        (["--config.trian.steps=3"], ["trian"]),
+        (["--config.train.steps=many"], ["train.steps"]),
+        (["--stages=import,trane"], ["trane", "expected", "train"]),
+        (["--config.select=hard"], ["select", "'hard'", "difficult"]),
+        (["--config.rollout.group_size=1"], ["group_size", "1", "at least 2"]),
+        (["--config.data.path=/nowhere", "--config.data.format=auto"],
+         ["data.path", "/nowhere", "exists"]),
+        (["--config.model.path=/nowhere"], ["model.path", "/nowhere"]),
+        (["--config.pivots.threshold=1.5"], ["threshold", "1.5"]),
+    ],
+    ids=lambda x: x[0] if isinstance(x[0], str) else "",
+)  # fmt: skip
+def test_bad_flags(tmp_path, args, parts):
+  _one_line(_run(tmp_path / "w", *args), *parts)
+  assert not (tmp_path / "w" / "trajectories.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [("configs/none.py", "none.py"), ("configs/swe.py:huge", "huge"),
+     ("configs/swe.py:seed=x", "seed=x"), ("configs/tau.py", "data.path")],
+)  # fmt: skip
+def test_bad_config_files(tmp_path, config, part):
+  _one_line(_run(tmp_path / "w", config=config), part)
+
+
+def test_a_truncated_line_is_named_and_nothing_is_lost(tmp_path):
+  assert _run(tmp_path, "--stages=import,candidates").returncode == 0
+  path = tmp_path / "candidates.jsonl"
+  kept = (tmp_path / "trajectories.jsonl").read_bytes()
+  path.write_bytes(path.read_bytes()[:-20])
+  count = path.read_bytes().count(b"\n") + 1
+  done = _run(tmp_path, "--stages=profile")
+  _one_line(done, f"candidates.jsonl:{count}")
+  assert (tmp_path / "trajectories.jsonl").read_bytes() == kept
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(tmp_path):
+  model = tmp_path / "model"
+  model.mkdir()
+  for file in policy.MINI.iterdir():
+    (model / file.name).write_bytes(file.read_bytes())
+  config = json.loads((model / "config.json").read_text())
+  config["hidden_size"] *= 2
+  (model / "config.json").write_text(json.dumps(config))
+  assert _run(tmp_path / "w", "--stages=import,candidates").returncode == 0
+  done = _run(
+      tmp_path / "w", "--stages=profile", f"--config.model.path={model}"
+  )
+  _one_line(done, "embed_tokens", "shape", "expected")
+
+
+def test_a_second_run_is_refused(tmp_path):
+  with open(tmp_path / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _one_line(_run(tmp_path, "--stages=import"), "in use by another run")
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mounted = subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)],
+      capture_output=True, check=False,
+  )  # fmt: skip
+  if mounted.returncode:
+    pytest.skip("cannot mount a small tmpfs here")
+  try:
+    kept = disk / "w" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    done = _run(disk / "w", "--stages=import", "--config.data.trajectories=99")
+    _one_line(done, "No space left on device")
+    assert kept.read_text() == "kept"
+    assert not (disk / "w" / "trajectories.jsonl").exists()
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_done_stages_are_skipped(tmp_path):
+  first = _run(tmp_path, "--stages=import,candidates")
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.jsonl")}
+  again = _run(tmp_path, "--stages=import,candidates")
+  assert first.returncode == again.returncode == 0
+  for name in ("trajectories.jsonl", "candidates.jsonl"):
+    path = tmp_path / name
+    assert path.stat().st_mtime_ns == before[path]
+  assert "import: done before" in again.stderr
