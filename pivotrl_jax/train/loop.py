@@ -53,7 +53,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     state = saved.restore_latest(state)
     first = int(state.step)
     writer.truncate(first)
-    advance = METHODS[config.method](config, workdir, policy, tx)
+    advance, state = METHODS[config.method](
+        config, workdir, policy, tx, state
+    )
     bar = tqdm.tqdm(
         range(first, t.steps), initial=first, total=t.steps,
         desc="train", disable=None,
@@ -75,7 +77,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   )
 
 
-def _pivotrl(config, workdir, policy, tx) -> Advance:
+def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """GRPO on single-turn rollouts at pivots."""
   turns = load_turns(config, workdir, policy.tokenizer)
   means = {
@@ -88,7 +90,9 @@ def _pivotrl(config, workdir, policy, tx) -> Advance:
   log_probs_fn = sft.log_probs_fn(
       config, policy.config, temperature=config.rollout.temperature
   )
-  step = _parallel(config, _grpo_step(config, log_probs_fn, tx))
+  step, state = _parallel(
+      config, policy, state, _grpo_step(config, log_probs_fn, tx)
+  )
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
   reference = jax.device_put(policy.params)
   per_step, size = config.rollout.pivots_per_step, config.rollout.group_size
@@ -134,14 +138,16 @@ def _pivotrl(config, workdir, policy, tx) -> Advance:
     scalars |= watch.ordering(rewards, rows, rows_ref, rho)
     return state, scalars | watch.held_out(state.params)
 
-  return advance
+  return advance, state
 
 
-def _sft(config, workdir, policy, tx) -> Advance:
+def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """Cross-entropy on the demonstrations of all candidates."""
   demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
   log_probs_fn = sft.log_probs_fn(config, policy.config)
-  step = _parallel(config, sft.train_step(log_probs_fn, tx))
+  step, state = _parallel(
+      config, policy, state, sft.train_step(log_probs_fn, tx)
+  )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
 
@@ -153,7 +159,7 @@ def _sft(config, workdir, policy, tx) -> Advance:
     scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
     return state, scalars | watch.held_out(state.params)
 
-  return advance
+  return advance, state
 
 
 METHODS = {"pivotrl": _pivotrl, "sft": _sft}
@@ -229,11 +235,12 @@ def _grpo_step(config, log_probs_fn, tx):
   )
 
 
-def _parallel(config, step):
-  """The wrapper that `config.train.parallel` names."""
-  return {"jit": parallel.jitted, "pmap": parallel.pmapped}[
-      config.train.parallel
-  ](step)
+def _parallel(config, policy, state, step):
+  """The wrapper that `config.train.parallel` names, and the state for it."""
+  if config.train.parallel == "sharded":
+    return parallel.sharded(step, state, policy.config, parallel.mesh())
+  wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
+  return wrap[config.train.parallel](step), state
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,136 @@
+"""One device, accumulated, pmap and sharded give one step."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+TINY = qwen3.Config(64, 32, 48, 2, 4, 2, 16, tie_word_embeddings=True)
+
+
+def _rows(advantages):
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, 64, n).astype(np.int32) for n in (9, 5, 12, 7)]
+  lengths = rng.integers(1, 6, 16)
+  actions = [rng.integers(0, 64, n).astype(np.int32) for n in lengths]
+  return batches.Rows(
+      prompts=[p for p in prompts for _ in range(4)],
+      actions=actions,
+      weights=[np.ones(n, np.float32) for n in lengths],
+      advantages=advantages,
+      sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
+  )
+
+
+def _setup(**options):
+  # SGD: Adam would blow rounding of a zero gradient up to a whole step.
+  tx = optax.sgd(0.1)
+  params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
+  log_probs = functools.partial(
+      step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+  )
+  knobs = dict(
+      log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
+      kl_coef=0.0, importance_cap=0.0, importance_floor=0.0,
+  ) | options  # fmt: skip
+  step = functools.partial(
+      step_lib.train_step,
+      loss_fn=functools.partial(step_lib.grpo_loss, **knobs),
+      tx=tx,
+  )
+  return state_lib.create(params, tx), step
+
+
+ADVANTAGES = np.random.default_rng(1).normal(size=16).astype(np.float32)
+
+
+def _result(out):
+  state, metrics, _ = out
+  return jax.device_get((state.params, metrics))
+
+
+def _reference():
+  state, step = _setup()
+  batch, _ = batches.pack(_rows(ADVANTAGES))
+  return _result(jax.jit(step)(state, batch))
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return _reference()
+
+
+def test_accumulated(reference):
+  state, step = _setup()
+  batch, _ = batches.pack(_rows(ADVANTAGES), micro_batches=3)
+  got = _result(jax.jit(step)(state, batch))
+  chex.assert_trees_all_close(got, reference, atol=1e-6)
+
+
+def test_pmap(reference):
+  assert jax.device_count() == 8
+  state, step = _setup()
+  batch, places = batches.pack(_rows(ADVANTAGES), multiple_of=8)
+  out = parallel.pmapped(step)(state, batch)
+  chex.assert_trees_all_close(_result(out), reference, atol=1e-6)
+  # Rows come back where they were sent.
+  alone = jax.jit(step)(state, batch)[2]["log_prob"]
+  np.testing.assert_allclose(
+      out[2]["log_prob"].reshape(-1)[places],
+      alone.reshape(-1)[places],
+      atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("model_parallel", [1, 2])
+def test_sharded(reference, model_parallel):
+  state, step = _setup()
+  batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
+  run, state = parallel.sharded(
+      step, state, TINY, parallel.mesh(model_parallel)
+  )
+  kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
+  assert not kernel.sharding.is_fully_replicated
+  chex.assert_trees_all_close(
+      _result(run(state, batch)), reference, atol=1e-6
+  )
+
+
+def test_zero_advantages_move_nothing():
+  state, step = _setup()
+  batch, _ = batches.pack(_rows(np.zeros(16, np.float32)))
+  after, metrics, _ = jax.jit(step)(state, batch)
+  chex.assert_trees_all_equal(after.params, state.params)
+  assert float(metrics["grad_norm"]) == 0.0
+
+
+def test_the_reference_itself_has_no_kl():
+  state, step = _setup(kl_coef=1.0)
+  batch, _ = batches.pack(_rows(np.zeros(16, np.float32)))
+  log_probs, _ = step_lib.policy_log_probs(
+      qwen3.Qwen3(TINY), state.params,
+      jax.tree.map(lambda x: jnp.asarray(x[0]), batch), chunk=16,
+  )  # fmt: skip
+  batch = batch.replace(ref_log_probs=np.asarray(log_probs)[None])
+  _, metrics, _ = jax.jit(step)(state, batch)
+  assert abs(float(metrics["kl"])) < 1e-6
+  assert float(metrics["grad_norm"]) < 1e-4
+
+
+def test_metrics_are_means_over_tokens():
+  state, step = _setup()
+  batch, _ = batches.pack(_rows(np.ones(16, np.float32)))
+  _, metrics, _ = jax.jit(step)(state, batch)
+  # Ratio 1, advantage 1 on every token: the mean loss is -1.
+  np.testing.assert_allclose(metrics["loss"], -1.0, rtol=1e-6)
