@@ -134,6 +134,7 @@ class PaddingTest(chex.TestCase):
   """A batch of ragged, padded states gives what each gives alone."""
 
   def states(self):
+    # Of the two padded actions of the second state, tests mark one accepted.
     keys = jax.random.split(jax.random.key(0), 3)
     accept = jnp.array([[1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]], bool)
     valid = jnp.array([[1] * 6, [1, 1, 1, 1, 0, 0]], bool)
@@ -149,7 +150,7 @@ class PaddingTest(chex.TestCase):
     run = self.variant(ordering.kl_split)
     got = run(
       jnp.where(valid, policy, jnp.nan), jnp.where(valid, start, jnp.nan),
-      accept | ~valid, valid,
+      accept.at[1, 4].set(True), valid,
     )  # fmt: skip
     want = ordering.kl_split(policy[1, :4], start[1, :4], accept[1, :4])
     chex.assert_trees_all_close(
@@ -171,7 +172,7 @@ class PaddingTest(chex.TestCase):
 
     got = run(
       jnp.where(valid, now, jnp.nan), jnp.where(valid, before, jnp.inf),
-      accept | ~valid, valid,
+      accept.at[1, 4].set(True), valid,
     )  # fmt: skip
     alone = (now[1, :4], before[1, :4], accept[1, :4])
     want = (

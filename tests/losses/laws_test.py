@@ -135,20 +135,21 @@ class PropositionTest(parameterized.TestCase):
   @parameterized.parameters(*ESTIMATORS)
   def test_zero_variance_has_zero_gradient(self, estimator):
     # Prop. 3.1, off-policy too: through softmax logits, exactly 0.
-    actions = jnp.array([0, 2, 1, 2])
-    old = jnp.array([[-0.5], [-2.0], [-1.0], [-3.0]])
+    # Seven rewards of .1 have no exact mean.
+    actions = jnp.array([0, 2, 1, 2, 0, 1, 1])
+    old = -jnp.arange(1.0, 8.0)[:, None] / 2
 
     def loss(logits, rewards):
       advantages = grpo.advantages(rewards[None], estimator=estimator)[0]
       log_probs = jax.nn.log_softmax(logits)[actions][:, None]
-      return clip(log_probs, old, advantages, jnp.ones((4, 1)))[0]
+      return clip(log_probs, old, advantages, jnp.ones((7, 1)))[0]
 
     logits = jnp.array([0.1, -0.2, 0.3])
     for reward in (0.0, 0.1, 1.0):
-      grad = jax.grad(loss)(logits, jnp.full(4, reward))
+      grad = jax.grad(loss)(logits, jnp.full(7, reward))
       np.testing.assert_array_equal(grad, np.zeros(3))
     # The converse: a mixed group moves the logits.
-    mixed = jax.grad(loss)(logits, jnp.array([1.0, 0.0, 0.0, 0.0]))
+    mixed = jax.grad(loss)(logits, jnp.eye(7)[0])
     self.assertGreater(float(jnp.abs(mixed).max()), 1e-2)
 
 
