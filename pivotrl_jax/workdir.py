@@ -31,7 +31,7 @@ def opened(path: pathlib.Path):
     InputError: it cannot be made or written, or another run holds it.
   """
   try:
-    path.mkdir(parents=True, exist_ok=True)
+    (path / ".stages").mkdir(parents=True, exist_ok=True)
     lock = open(path / ".lock", "w")
   except OSError as error:
     raise errors.InputError(

@@ -85,7 +85,6 @@ def write_jsonl(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def write_text(path: pathlib.Path, parts: Iterable[str]) -> int:
   """Writes `parts` to `path` in one rename; returns how many there were."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
   count = 0
   try:
