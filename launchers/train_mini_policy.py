@@ -21,7 +21,6 @@ from absl import flags
 from absl import logging
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 

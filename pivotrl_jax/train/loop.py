@@ -207,7 +207,9 @@ def _weights(config, lengths):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
   weights = grpo.token_weights(
-      jnp.asarray(mask, jnp.float32), norm=config.train.loss_norm
+      jnp.asarray(mask, jnp.float32),
+      norm=config.train.loss_norm,
+      width=config.rollout.max_tokens,
   )
   return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
 
@@ -228,6 +230,7 @@ def _grpo_step(config, log_probs_fn, tx):
           clip_high=t.clip_high,
           kl=t.kl,
           kl_coef=t.kl_coef,
+          loss_norm=t.loss_norm,
           importance_cap=t.importance_cap,
           importance_floor=t.importance_floor,
       ),

@@ -67,34 +67,40 @@ class Monitor:
     }
 
   def ordering(
-      self, rewards: np.ndarray, log_probs: np.ndarray, start: np.ndarray,
+      self,
+      rewards: np.ndarray,
+      log_probs: np.ndarray,
+      start: np.ndarray,
       means: np.ndarray,
-  ) -> Scalars:  # fmt: skip
+  ) -> Scalars:
     """`ordering/` scalars: KL and log-ratio spread within each class.
 
     Args:
       rewards, log_probs, start: `[B, G]`; sequence log-probs under the
         policy that sampled and under the reference.
       means: `[B]` the profile's mean reward, rho.
+
+    Returns:
+      Means over the states that sampled what a figure needs.
     """
     accept = jnp.asarray(rewards > 0)
     now, before = jnp.asarray(log_probs), jnp.asarray(start)
-    rho = np.clip(means.mean(), 1e-3, 1 - 1e-3)
-    parts = ordering.sampled_split(
-        now.reshape(-1), before.reshape(-1), accept.reshape(-1), rho
-    )
-    parts = {f"kl_{k}" if k != "kl" else k: v for k, v in parts.items()}
+    rho = signal.clip_mass(jnp.asarray(means), rewards.shape[1])
+    split = ordering.sampled_split(now, before, accept, rho)
+    parts = {
+        "kl": split["kl"],
+        "kl_inside": split["inside"],
+        "kl_outside": split["outside"],
+        "jump": split["jump"],
+    }
     for name, side in (("inside", accept), ("outside", ~accept)):
-      many = side.sum(1) > 1
-      width = ordering.spread(now, before, side)
       parts[f"spread_{name}"] = jnp.where(
-          many.any(),
-          jnp.where(many, width, 0.0).sum() / jnp.maximum(many.sum(), 1),
-          jnp.nan,
+          side.sum(1) > 1, ordering.spread(now, before, side), jnp.nan
       )
     host = jax.device_get(parts)
+    finite = {k: v[np.isfinite(v)] for k, v in host.items()}
     return {
-        f"ordering/{k}": float(v) for k, v in host.items() if np.isfinite(v)
+        f"ordering/{k}": float(v.mean()) for k, v in finite.items() if len(v)
     }
 
   def held_out(self, params: Any) -> Scalars:

@@ -125,6 +125,7 @@ def grpo_loss(
     clip_high: float,
     kl: str,
     kl_coef: float,
+    loss_norm: str,
     importance_cap: float,
     importance_floor: float,
 ):
@@ -151,8 +152,8 @@ def grpo_loss(
       flat(log_probs), flat(old), micro.advantages.reshape(-1),
       flat(weights), clip_low=clip_low, clip_high=clip_high,
   )  # fmt: skip
-  # The divisor counts tokens, whatever importance weights say of them.
-  sums |= parts | {"weight": micro.mask.sum()}
+  # The divisor counts actions or tokens, whatever importance weights say.
+  sums |= parts | {"weight": grpo.divisor(flat(micro.mask), norm=loss_norm)}
   loss = surrogate
   if micro.ref_log_probs is not None:
     penalty, _ = grpo.kl_penalty(

@@ -42,7 +42,7 @@ def _setup(**options):
   )
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
-      kl_coef=0.0, importance_cap=0.0, importance_floor=0.0,
+      kl_coef=0.0, loss_norm="token", importance_cap=0.0, importance_floor=0.0,
   ) | options  # fmt: skip
   step = functools.partial(
       step_lib.train_step,
