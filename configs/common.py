@@ -16,8 +16,7 @@ def parse_arg(arg: str) -> dict[str, object]:
     name, given, value = part.partition("=")
     if name not in _ARGUMENTS:
       raise ValueError(
-          f"config argument {name!r}; expected some of"
-          f" {', '.join(_ARGUMENTS)}"
+        f"config argument {name!r}; expected some of {', '.join(_ARGUMENTS)}"
       )
     kind = type(_ARGUMENTS[name])
     if kind is bool:
@@ -29,7 +28,7 @@ def parse_arg(arg: str) -> dict[str, object]:
         found[name] = kind(value)
       except ValueError as error:
         raise ValueError(
-            f"config argument {part!r}; expected {name}={kind.__name__}"
+          f"config argument {part!r}; expected {name}={kind.__name__}"
         ) from error
   if found["tiny"] and found["paper"]:
     raise ValueError("config arguments tiny and paper; expected one of them")
@@ -62,79 +61,79 @@ def _embedded(domain):
   config.reward = "functional"  # functional | strict.
   config.optimizer = "adam"  # adam.
   config.data = _section(
-      format="auto",  # world | auto | a format of data/importers.
-      path="",  # File or folder of trajectories; .gz too.
-      trajectories=0,  # Most to take; 0 = all.
-      successful_only=True,  # Failed trajectories are no demonstrations.
-      max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
+    format="auto",  # world | auto | a format of data/importers.
+    path="",  # File or folder of trajectories; .gz too.
+    trajectories=0,  # Most to take; 0 = all.
+    successful_only=True,  # Failed trajectories are no demonstrations.
+    max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
   )
   config.model = _section(
-      path="",  # Hugging Face directory; "" = the mini policy.
-      dtype="float32",  # Of activations: float32 | bfloat16.
-      remat=False,  # Recompute layers in the backward pass.
+    path="",  # Hugging Face directory; "" = the mini policy.
+    dtype="float32",  # Of activations: float32 | bfloat16.
+    remat=False,  # Recompute layers in the backward pass.
   )
   config.engine = _section(
-      batch_tokens=65536,  # Most trunk tokens of a sampling batch.
-      batch_rows=256,  # Most branches of a sampling batch.
+    batch_tokens=65536,  # Most trunk tokens of a sampling batch.
+    batch_rows=256,  # Most branches of a sampling batch.
   )
   config.warm_start = _section(
-      steps=0,  # SFT steps before profiling; 0 = none.
-      trajectories=20,  # The first so many, which are then not profiled.
-      learning_rate=1e-3,
+    steps=0,  # SFT steps before profiling; 0 = none.
+    trajectories=20,  # The first so many, which are then not profiled.
+    learning_rate=1e-3,
   )
   config.profile = _section(
-      group_size=8,  # K, samples a candidate.
-      trajectories=0,  # Most to profile; 0 = all.
-      trajectories_per_batch=16,  # Whole trajectories an engine call.
+    group_size=8,  # K, samples a candidate.
+    trajectories=0,  # Most to profile; 0 = all.
+    trajectories_per_batch=16,  # Whole trajectories an engine call.
   )
   config.pivots = _section(
-      threshold=0.6,  # lambda_diff: keep means strictly under it.
-      keep_all_fail=False,  # Also keep candidates that never succeed.
-      count=0,  # Most pivots, a uniform sample; 0 = all.
+    threshold=0.6,  # lambda_diff: keep means strictly under it.
+    keep_all_fail=False,  # Also keep candidates that never succeed.
+    count=0,  # Most pivots, a uniform sample; 0 = all.
   )
   config.verifier = _section(
-      name="single_step",  # A key of verifiers/verify.py.
-      setting="default",  # default | compat (the original's rewards).
-      options=_section(),  # Options other than the verifier's defaults.
+    name="single_step",  # A key of verifiers/verify.py.
+    setting="default",  # default | compat (the original's rewards).
+    options=_section(),  # Options other than the verifier's defaults.
   )
   config.verifier.options.unlock()
   config.rollout = _section(
-      pivots_per_step=16,  # B.
-      group_size=8,  # G.
-      max_tokens=96,  # Of an action.
-      temperature=1.0,
-      top_p=1.0,
+    pivots_per_step=16,  # B.
+    group_size=8,  # G.
+    max_tokens=96,  # Of an action.
+    temperature=1.0,
+    top_p=1.0,
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-      steps=60,
-      learning_rate=3e-4,  # Constant after the warm-up.
-      warmup_steps=5,
-      weight_decay=0.0,
-      clip_norm=1.0,  # Of the gradient; 0 = none.
-      advantage="grpo",  # grpo | loo | rloo | dr_grpo.
-      clip_low=0.2,
-      clip_high=0.2,
-      kl="k3",  # Estimator of the KL to the reference: k1 | k2 | k3.
-      kl_coef=0.0,
-      loss_norm="token",  # token | sequence | constant.
-      importance_cap=0.0,  # Truncated importance weights; 0 = off.
-      importance_floor=0.0,
-      updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
-      micro_batches=1,  # Gradient accumulation.
-      logits_chunk=2048,  # Rows projected to the vocabulary at a time.
-      parallel="jit",  # jit (one device) | pmap | sharded.
-      save_every=20,  # Steps between checkpoints.
-      keep_checkpoints=2,
-      log_every=5,
-      watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
-      watch_actions=8,  # Actions sampled on each from the reference.
+    steps=60,
+    learning_rate=3e-4,  # Constant after the warm-up.
+    warmup_steps=5,
+    weight_decay=0.0,
+    clip_norm=1.0,  # Of the gradient; 0 = none.
+    advantage="grpo",  # grpo | loo | rloo | dr_grpo.
+    clip_low=0.2,
+    clip_high=0.2,
+    kl="k3",  # Estimator of the KL to the reference: k1 | k2 | k3.
+    kl_coef=0.0,
+    loss_norm="token",  # token | sequence | constant.
+    importance_cap=0.0,  # Truncated importance weights; 0 = off.
+    importance_floor=0.0,
+    updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
+    micro_batches=1,  # Gradient accumulation.
+    logits_chunk=2048,  # Rows projected to the vocabulary at a time.
+    parallel="jit",  # jit (one device) | pmap | sharded.
+    save_every=20,  # Steps between checkpoints.
+    keep_checkpoints=2,
+    log_every=5,
+    watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
+    watch_actions=8,  # Actions sampled on each from the reference.
   )
   config.evaluation = _section(
-      tasks=300,  # Held-out tasks of the world; 0 = none.
-      seeds=1,  # Episodes a task.
-      max_turns=8,
-      questions=200,  # Out-of-domain questions; 0 = none.
+    tasks=300,  # Held-out tasks of the world; 0 = none.
+    seeds=1,  # Episodes a task.
+    max_turns=8,
+    questions=200,  # Out-of-domain questions; 0 = none.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config

@@ -31,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 2048, "Entries.")
 _EPISODES = flags.DEFINE_integer("episodes", 600, "Episodes to read.")
 _LIBRARY = flags.DEFINE_integer(
-    "library", 600_000, "Characters of the standard library's docstrings."
+  "library", 600_000, "Characters of the standard library's docstrings."
 )
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -82,12 +82,12 @@ TEMPLATE = """\
 
 def _wrap(tokenizer):
   return PreTrainedTokenizerFast(
-      tokenizer_object=tokenizer,
-      eos_token="<|im_end|>",
-      pad_token="<|endoftext|>",
-      additional_special_tokens=["<|im_start|>"],
-      chat_template=TEMPLATE,
-      model_max_length=32768,
+    tokenizer_object=tokenizer,
+    eos_token="<|im_end|>",
+    pad_token="<|endoftext|>",
+    additional_special_tokens=["<|im_start|>"],
+    chat_template=TEMPLATE,
+    model_max_length=32768,
   )
 
 
@@ -96,10 +96,12 @@ def _new():
   # Words keep their leading blank; digits stand alone, so numbers are copied
   # and compared digit by digit.
   split = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(split, "isolated"),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+    ]
+  )
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
 
@@ -112,7 +114,7 @@ def _texts():
   for i in range(_EPISODES.value):
     trajectory = swe_expert.demonstrate(i, "train", 1, poor=0.4)
     text = render._text(  # pylint: disable=protected-access
-        wrapped, trajectory.messages, trajectory.tools, prompt=False
+      wrapped, trajectory.messages, trajectory.tools, prompt=False
     )
     for mark in (*SPECIAL, *MARKUP):
       text = text.replace(mark, "\n")
@@ -139,28 +141,28 @@ def _docstrings(most):
 def main(_):
   tokenizer = _new()
   trainer = trainers.BpeTrainer(
-      vocab_size=_VOCABULARY.value - len(MARKUP),
-      special_tokens=list(SPECIAL),
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
+    vocab_size=_VOCABULARY.value - len(MARKUP),
+    special_tokens=list(SPECIAL),
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
   )
   tokenizer.train_from_iterator(_texts(), trainer)
-  tokenizer.add_tokens([
-      AddedToken(t, special=False, normalized=False) for t in MARKUP
-  ])
+  tokenizer.add_tokens(
+    [AddedToken(t, special=False, normalized=False) for t in MARKUP]
+  )
   output = pathlib.Path(_OUTPUT.value)
   _wrap(tokenizer).save_pretrained(output)
   ids = {t: tokenizer.token_to_id(t) for t in SPECIAL}
   (output / "generation_config.json").write_text(
-      json.dumps(
-          {
-              "do_sample": True,
-              "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
-              "pad_token_id": ids["<|endoftext|>"],
-          },
-          indent=2,
-      )
-      + "\n"
+    json.dumps(
+      {
+        "do_sample": True,
+        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+        "pad_token_id": ids["<|endoftext|>"],
+      },
+      indent=2,
+    )
+    + "\n"
   )
 
 

@@ -37,15 +37,17 @@ from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
-_EPISODES = flags.DEFINE_integer("episodes", 8_000, "Episodes to play.")
+_EPISODES = flags.DEFINE_integer("episodes", 12_000, "Episodes to play.")
 _QUESTIONS = flags.DEFINE_integer("questions", 2_000, "Questions to answer.")
 _POOR = flags.DEFINE_float("poor", 0.4, "Share of poor turns.")
-_STEPS = flags.DEFINE_integer("steps", 3_500, "Optimizer steps.")
-_BATCH = flags.DEFINE_integer("batch", 5, "Sequences a step: steps count for more.")
+_STEPS = flags.DEFINE_integer("steps", 7_000, "Optimizer steps.")
+_BATCH = flags.DEFINE_integer(
+  "batch", 5, "Sequences a step: steps count for more."
+)
 _RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak learning rate.")
 _LENGTH = flags.DEFINE_integer("length", 420, "Most tokens of a sequence.")
 _CONTEXT = flags.DEFINE_float(
-    "context_weight", 0.5, "Loss weight of tokens that no agent wrote."
+  "context_weight", 0.5, "Loss weight of tokens that no agent wrote."
 )
 _HIDDEN = flags.DEFINE_integer("hidden", 128, "Model width.")
 _LAYERS = flags.DEFINE_integer("layers", 4, "Layers.")
@@ -57,24 +59,24 @@ def shape(vocabulary: int) -> dict[str, object]:
   """The mini policy's config.json."""
   heads = _HIDDEN.value // 32
   return {
-      "architectures": ["Qwen3ForCausalLM"],
-      "model_type": "qwen3",
-      "vocab_size": vocabulary,
-      "hidden_size": _HIDDEN.value,
-      "intermediate_size": 3 * _HIDDEN.value,
-      "num_hidden_layers": _LAYERS.value,
-      "num_attention_heads": heads,
-      "num_key_value_heads": heads // 2,
-      "head_dim": 32,
-      "hidden_act": "silu",
-      "max_position_embeddings": 32768,
-      "rms_norm_eps": 1e-6,
-      "rope_theta": 10000.0,
-      "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-      "tie_word_embeddings": True,
-      "attention_bias": False,
-      "use_sliding_window": False,
-      "initializer_range": 0.02,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": vocabulary,
+    "hidden_size": _HIDDEN.value,
+    "intermediate_size": 3 * _HIDDEN.value,
+    "num_hidden_layers": _LAYERS.value,
+    "num_attention_heads": heads,
+    "num_key_value_heads": heads,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "initializer_range": 0.02,
   }
 
 
@@ -92,7 +94,7 @@ def encode(tokenizer, messages, tools):
     action = render.action_ids(tokenizer, messages[:i], message, tools)
     new = len(prompt) - len(ids)
     spoken = np.concatenate(
-        [spoken, np.zeros(new, bool), np.ones(len(action), bool)]
+      [spoken, np.zeros(new, bool), np.ones(len(action), bool)]
     )
     ids = np.concatenate([prompt, action])
   _, first = np.unique(ids, return_index=True)
@@ -119,17 +121,17 @@ def sequences():
   job = functools.partial(play, path, _POOR.value)
   # Forked before the backend starts: workers inherit the parsed flags.
   with concurrent.futures.ProcessPoolExecutor(
-      _WORKERS.value, mp_context=multiprocessing.get_context("fork")
+    _WORKERS.value, mp_context=multiprocessing.get_context("fork")
   ) as pool:
     played = list(pool.map(job, range(_EPISODES.value), chunksize=64))
   kept = [s for s in played if len(s[0]) <= _LENGTH.value]
   asked = [
-      encode(
-          _tokenizer(path),
-          (*q.messages, types.Message("assistant", q.answer)),
-          (),
-      )
-      for q in benchmarks.questions("train", 2, _QUESTIONS.value)
+    encode(
+      _tokenizer(path),
+      (*q.messages, types.Message("assistant", q.answer)),
+      (),
+    )
+    for q in benchmarks.questions("train", 2, _QUESTIONS.value)
   ]
   logging.info(
       "%d episodes, %d too long, %d tokens; %d questions",
@@ -141,25 +143,26 @@ def sequences():
 
 def optimizer():
   """Muon on the matrices, Adam on embeddings and scales."""
+
   def schedule(rate):
     return optax.warmup_cosine_decay_schedule(
-        0.0, rate, _STEPS.value // 50, _STEPS.value, 0.02 * rate
+      0.0, rate, _STEPS.value // 50, _STEPS.value, 0.02 * rate
     )
 
   def labels(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params
+      lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params
     )
 
   return optax.chain(
-      optax.clip_by_global_norm(1.0),
-      optax.multi_transform(
-          {
-              "muon": optax.contrib.muon(schedule(_RATE.value)),
-              "adam": optax.adam(schedule(_RATE.value / 5), b2=0.98),
-          },
-          labels,
-      ),
+    optax.clip_by_global_norm(1.0),
+    optax.multi_transform(
+      {
+        "muon": optax.contrib.muon(schedule(_RATE.value)),
+        "adam": optax.adam(schedule(_RATE.value / 5), b2=0.98),
+      },
+      labels,
+    ),
   )
 
 
@@ -177,12 +180,12 @@ def batch_of(chosen):
     actions[0, 0, row, : len(ids) - shared] = ids[shared:]
     mask[0, 0, row, : len(ids) - shared] = weights[shared:]
   return batches.TrainBatch(
-      trunks=trunk,
-      attach=np.full(shape[:3], shared, np.int32),
-      actions=actions,
-      mask=mask,
-      advantages=np.zeros(shape[:3], np.float32),
-      sampler_log_probs=np.zeros(shape, np.float32),
+    trunks=trunk,
+    attach=np.full(shape[:3], shared, np.int32),
+    actions=actions,
+    mask=mask,
+    advantages=np.zeros(shape[:3], np.float32),
+    sampler_log_probs=np.zeros(shape, np.float32),
   )
 
 
@@ -192,19 +195,20 @@ def main(_):
   config = qwen3.config_from_hf(config_json)
   tx = optimizer()
   params = nn.unbox(qwen3.init_params(config, jax.random.key(_SEED.value)))
+  # Tied: a token copied to the output scores sqrt(width) * |embedding|, which
+  # at the usual 0.02 is too little to be noticed, hence learned, for long.
+  params["embed_tokens"]["embedding"] *= 5.0
   state = state_lib.create(params, tx)
   log_probs = functools.partial(
-      step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=2048
+    step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=2048
   )
   step = jax.jit(
-      functools.partial(
-          step_lib.train_step,
-          loss_fn=functools.partial(
-              step_lib.sft_loss, log_probs_fn=log_probs
-          ),
-          tx=tx,
-      ),
-      donate_argnums=0,
+    functools.partial(
+      step_lib.train_step,
+      loss_fn=functools.partial(step_lib.sft_loss, log_probs_fn=log_probs),
+      tx=tx,
+    ),
+    donate_argnums=0,
   )
   rng = np.random.default_rng(_SEED.value)
   started = time.monotonic()

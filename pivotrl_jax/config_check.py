@@ -7,37 +7,37 @@ from pivotrl_jax import errors
 from pivotrl_jax import types
 
 _CHOICES = {
-    "domain": types.DOMAINS,
-    "method": ("pivotrl", "sft"),
-    "select": ("difficult", "mixed", "random"),
-    "reward": ("functional", "strict"),
-    "optimizer": ("adam",),
-    "model.dtype": ("float32", "bfloat16"),
-    "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
-    "train.kl": ("k1", "k2", "k3"),
-    "train.loss_norm": ("token", "sequence", "constant"),
-    "train.parallel": ("jit", "pmap", "sharded"),
+  "domain": types.DOMAINS,
+  "method": ("pivotrl", "sft"),
+  "select": ("difficult", "mixed", "random"),
+  "reward": ("functional", "strict"),
+  "optimizer": ("adam",),
+  "model.dtype": ("float32", "bfloat16"),
+  "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
+  "train.kl": ("k1", "k2", "k3"),
+  "train.loss_norm": ("token", "sequence", "constant"),
+  "train.parallel": ("jit", "pmap", "sharded"),
 }
 _LEAST = {
-    "data.max_prompt_tokens": 1,
-    "data.trajectories": 0,
-    "profile.group_size": 2,
-    "profile.trajectories_per_batch": 1,
-    "rollout.pivots_per_step": 1,
-    "rollout.group_size": 2,
-    "rollout.max_tokens": 1,
-    "rollout.temperature": 0.0,
-    "train.steps": 0,
-    "train.learning_rate": 0.0,
-    "train.updates_per_batch": 1,
-    "train.micro_batches": 1,
-    "train.save_every": 1,
-    "train.log_every": 1,
-    "train.logits_chunk": 1,
-    "evaluation.tasks": 0,
-    "evaluation.seeds": 1,
-    "evaluation.max_turns": 1,
-    "warm_start.steps": 0,
+  "data.max_prompt_tokens": 1,
+  "data.trajectories": 0,
+  "profile.group_size": 2,
+  "profile.trajectories_per_batch": 1,
+  "rollout.pivots_per_step": 1,
+  "rollout.group_size": 2,
+  "rollout.max_tokens": 1,
+  "rollout.temperature": 0.0,
+  "train.steps": 0,
+  "train.learning_rate": 0.0,
+  "train.updates_per_batch": 1,
+  "train.micro_batches": 1,
+  "train.save_every": 1,
+  "train.log_every": 1,
+  "train.logits_chunk": 1,
+  "evaluation.tasks": 0,
+  "evaluation.seeds": 1,
+  "evaluation.max_turns": 1,
+  "warm_start.steps": 0,
 }
 
 
@@ -47,26 +47,26 @@ def check(config: Any) -> None:
     value = _get(config, name)
     if value not in choices:
       raise errors.InputError(
-          f"--config.{name}: {value!r}; expected one of {', '.join(choices)}"
+        f"--config.{name}: {value!r}; expected one of {', '.join(choices)}"
       )
   for name, least in _LEAST.items():
     if not _get(config, name) >= least:
       raise errors.InputError(
-          f"--config.{name}: {_get(config, name)}; expected at least {least}"
+        f"--config.{name}: {_get(config, name)}; expected at least {least}"
       )
   if not 0 < config.pivots.threshold <= 1:
     raise errors.InputError(
-        f"--config.pivots.threshold: {config.pivots.threshold}; expected a"
-        " mean reward in (0, 1]"
+      f"--config.pivots.threshold: {config.pivots.threshold}; expected a"
+      " mean reward in (0, 1]"
     )
   if not 0 < config.rollout.top_p <= 1:
     raise errors.InputError(
-        f"--config.rollout.top_p: {config.rollout.top_p}; expected (0, 1]"
+      f"--config.rollout.top_p: {config.rollout.top_p}; expected (0, 1]"
     )
   if config.method == "pivotrl" and config.rollout.temperature == 0:
     raise errors.InputError(
-        "--config.rollout.temperature: 0; expected above 0, as groups of"
-        " equal actions have no variance"
+      "--config.rollout.temperature: 0; expected above 0, as groups of"
+      " equal actions have no variance"
     )
   _check_paths(config)
 
@@ -74,14 +74,14 @@ def check(config: Any) -> None:
 def _check_paths(config):
   if config.data.format != "world" and not config.data.path:
     raise errors.InputError(
-        f"--config.data.path: not given, and {config.domain} has no embedded"
-        " world; expected a file or folder of trajectories"
+      f"--config.data.path: not given, and {config.domain} has no embedded"
+      " world; expected a file or folder of trajectories"
     )
   for name in ("data.path", "model.path"):
     value = _get(config, name)
     if value and not pathlib.Path(value).expanduser().exists():
       raise errors.InputError(
-          f"--config.{name}: {value}; expected a file or folder that exists"
+        f"--config.{name}: {value}; expected a file or folder that exists"
       )
 
 

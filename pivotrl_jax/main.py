@@ -24,11 +24,11 @@ from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
+  "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
 _STAGES = flags.DEFINE_list(
-    "stages", None, "Stages to run, in order; all by default."
+  "stages", None, "Stages to run, in order; all by default."
 )
 
 # Stage -> (function, config sections it reads, inputs, outputs, what an
@@ -99,16 +99,16 @@ def _run_stage(config, path, stage):
   function, sections, inputs, outputs, partial = STAGES[stage]
   values = config.to_dict()
   key = {
-      "config": workdir_lib.digest({s: values[s] for s in sections}),
-      "inputs": {n: workdir_lib.fingerprint(path / n) for n in inputs},
-      "outside": [
-          workdir_lib.stat_key(place)
-          for section, place in (
-              ("data", config.data.path),
-              ("model", config.model.path),
-          )
-          if section in sections and place
-      ],
+    "config": workdir_lib.digest({s: values[s] for s in sections}),
+    "inputs": {n: workdir_lib.fingerprint(path / n) for n in inputs},
+    "outside": [
+      workdir_lib.stat_key(place)
+      for section, place in (
+        ("data", config.data.path),
+        ("model", config.model.path),
+      )
+      if section in sections and place
+    ],
   }
   if workdir_lib.is_done(path, stage, key):
     logging.info("%s: done before", stage)
@@ -119,8 +119,8 @@ def _run_stage(config, path, stage):
   ]  # fmt: skip
   if missing:
     raise errors.InputError(
-        f"--stages={stage}: {path / missing[0]} is missing; expected the"
-        " stages before it to have run"
+      f"--stages={stage}: {path / missing[0]} is missing; expected the"
+      " stages before it to have run"
     )
   workdir_lib.begin(path, stage, key, list(partial))
   started = time.monotonic()
@@ -140,7 +140,9 @@ _OPTIONAL = ("warm_start", "export", "metrics.jsonl", "evals.jsonl",
 
 def _ours(record) -> bool:
   """Our own lines, and others' warnings."""
-  return "pivotrl_jax" in record.pathname or record.levelno >= py_logging.WARNING
+  return (
+    "pivotrl_jax" in record.pathname or record.levelno >= py_logging.WARNING
+  )
 
 
 def main(_) -> None:
@@ -150,13 +152,13 @@ def main(_) -> None:
     raise errors.InputError("--workdir: not given; expected a folder")
   if _CONFIG.value is None:
     raise errors.InputError(
-        "--config: not given; expected a file such as configs/swe.py"
+      "--config: not given; expected a file such as configs/swe.py"
     )
   stages = list(_STAGES.value or DEFAULT_STAGES)
   unknown = [s for s in stages if s not in STAGES]
   if unknown:
     raise errors.InputError(
-        f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+      f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
     )
   config_check.check(_CONFIG.value)
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"

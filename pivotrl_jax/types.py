@@ -173,8 +173,8 @@ def action_to_json(action: Action) -> dict[str, Any]:
   if action.type == "message":
     return {"type": "message", "content": action.content}
   calls = [
-      {"type": "function_call", "name": c.name, "arguments": c.arguments}
-      for c in action.calls
+    {"type": "function_call", "name": c.name, "arguments": c.arguments}
+    for c in action.calls
   ]
   if action.type == "function_call":
     return calls[0]
@@ -191,31 +191,29 @@ def action_from_json(value: Any, *, place: str = "action") -> Action:
   if kind == "function_call_batch":
     calls = _field(value, "calls", list, place)
     return Action(
-        "function_call_batch",
-        calls=tuple(
-            _call(c, f"{place}.calls[{i}]") for i, c in enumerate(calls)
-        ),
+      "function_call_batch",
+      calls=tuple(_call(c, f"{place}.calls[{i}]") for i, c in enumerate(calls)),
     )
   raise errors.InputError(
-      f"{place}.type: {kind!r}; expected message, function_call or"
-      " function_call_batch"
+    f"{place}.type: {kind!r}; expected message, function_call or"
+    " function_call_batch"
   )
 
 
 def _call(value: Any, place: str) -> ToolCall:
   return ToolCall(
-      name=_field(value, "name", str, place),
-      arguments=_field(value, "arguments", str, place),
+    name=_field(value, "name", str, place),
+    arguments=_field(value, "arguments", str, place),
   )
 
 
 def _field(value: Any, key: str, kind: type, place: str) -> Any:
   if not isinstance(value, dict):
     raise errors.InputError(
-        f"{place}: {type(value).__name__}; expected an object"
+      f"{place}: {type(value).__name__}; expected an object"
     )
   if not isinstance(value.get(key), kind):
     raise errors.InputError(
-        f"{place}.{key}: {value.get(key)!r:.80}; expected {kind.__name__}"
+      f"{place}.{key}: {value.get(key)!r:.80}; expected {kind.__name__}"
     )
   return value[key]

@@ -35,14 +35,14 @@ def opened(path: pathlib.Path):
     lock = open(path / ".lock", "w")
   except OSError as error:
     raise errors.InputError(
-        f"--workdir={path}: {error.strerror}; expected a writable folder"
+      f"--workdir={path}: {error.strerror}; expected a writable folder"
     ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       raise errors.InputError(
-          f"--workdir={path}: in use by another run; expected a free one"
+        f"--workdir={path}: in use by another run; expected a free one"
       ) from error
     yield path
 
@@ -61,13 +61,13 @@ def is_done(path: pathlib.Path, stage: str, key: dict[str, Any]) -> bool:
   except (OSError, ValueError):
     return False
   return record["key"] == key and all(
-      fingerprint(path / name) == found
-      for name, found in record["outputs"].items()
+    fingerprint(path / name) == found
+    for name, found in record["outputs"].items()
   )
 
 
 def begin(
-    path: pathlib.Path, stage: str, key: dict[str, Any], partial: list[str]
+  path: pathlib.Path, stage: str, key: dict[str, Any], partial: list[str]
 ) -> None:
   """Drops what an unfinished run of this stage left, unless its key is ours.
 
@@ -86,15 +86,15 @@ def begin(
 
 
 def mark_done(
-    path: pathlib.Path, stage: str, key: dict[str, Any], outputs: list[str]
+  path: pathlib.Path, stage: str, key: dict[str, Any], outputs: list[str]
 ) -> None:
   """Records that `stage` is complete."""
   record = {
-      "key": key,
-      "outputs": {name: fingerprint(path / name) for name in outputs},
+    "key": key,
+    "outputs": {name: fingerprint(path / name) for name in outputs},
   }
   records.write_text(
-      path / ".stages" / f"{stage}.json", [json.dumps(record, indent=2)]
+    path / ".stages" / f"{stage}.json", [json.dumps(record, indent=2)]
   )
 
 
@@ -113,11 +113,13 @@ def stat_key(path: str) -> Any:
   """Names, sizes and times of what is outside the workdir."""
   root = pathlib.Path(path).expanduser()
   files = sorted(p for p in root.rglob("*") if p.is_file()) or [root]
-  return digest([
+  return digest(
+    [
       [str(p), p.stat().st_size, p.stat().st_mtime_ns]
       for p in files
       if p.exists()
-  ])
+    ]
+  )
 
 
 def describe(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +128,12 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
 
   device = jax.devices()[0]
   return {
-      "config": config,
-      "hash": digest(config),
-      "versions": {"python": platform.python_version()}
-      | {name: importlib.metadata.version(name) for name in _PACKAGES},
-      "device": {"kind": device.device_kind, "count": jax.device_count()},
-      "git": _revision(),
+    "config": config,
+    "hash": digest(config),
+    "versions": {"python": platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "device": {"kind": device.device_kind, "count": jax.device_count()},
+    "git": _revision(),
   }
 
 
@@ -146,9 +148,9 @@ def remove(path: pathlib.Path) -> None:
 def _revision():
   """The commit of the checkout this package lies in, or None."""
   done = subprocess.run(
-      ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],
-      capture_output=True,
-      text=True,
-      check=False,
+    ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],
+    capture_output=True,
+    text=True,
+    check=False,
   )
   return done.stdout.strip() if not done.returncode else None

@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(tmp_path):
   (model / "config.json").write_text(json.dumps(config))
   assert _run(tmp_path / "w", "--stages=import,candidates").returncode == 0
   done = _run(
-      tmp_path / "w", "--stages=profile", f"--config.model.path={model}"
+    tmp_path / "w", "--stages=profile", f"--config.model.path={model}"
   )
   _one_line(done, "embed_tokens", "shape", "expected")
 

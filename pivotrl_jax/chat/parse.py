@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder()
 
 
 def read(
-    tokenizer: PreTrainedTokenizerBase, completion: base.Completion
+  tokenizer: PreTrainedTokenizerBase, completion: base.Completion
 ) -> tuple[str, types.Message | types.ParseFailure]:
   """A completion's text, and what it says; cut-off output says nothing."""
   text = render.completion_text(tokenizer, completion.ids)
@@ -50,10 +50,10 @@ def parse(text: str) -> types.Message | types.ParseFailure:
   if _CLOSE in content or _END_THINK in body or _THINK in body:
     return types.ParseFailure("stray_markup", text)
   return types.Message(
-      "assistant",
-      content.strip("\n") if not calls else content.strip(),
-      reasoning=reasoning,
-      tool_calls=tuple(calls),
+    "assistant",
+    content.strip("\n") if not calls else content.strip(),
+    reasoning=reasoning,
+    tool_calls=tuple(calls),
   )
 
 

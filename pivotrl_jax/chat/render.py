@@ -13,19 +13,19 @@ from pivotrl_jax.chat import tokenizer as tokenizer_lib
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[types.Message],
-    tools: Sequence[dict[str, Any]],
+  tokenizer: PreTrainedTokenizerBase,
+  messages: Sequence[types.Message],
+  tools: Sequence[dict[str, Any]],
 ) -> np.ndarray:
   """`[T]` int32 ids of a conversation up to where the policy speaks."""
   return _encode(tokenizer, _text(tokenizer, messages, tools, prompt=True))
 
 
 def action_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[types.Message],
-    message: types.Message,
-    tools: Sequence[dict[str, Any]],
+  tokenizer: PreTrainedTokenizerBase,
+  messages: Sequence[types.Message],
+  message: types.Message,
+  tools: Sequence[dict[str, Any]],
 ) -> np.ndarray:
   """`[A]` int32 ids to sample so that `message` follows `messages`.
 
@@ -42,14 +42,12 @@ def action_ids(
   stops = np.isin(ids, tokenizer_lib.stop_ids(tokenizer))
   if not stops.any():
     raise errors.InputError(
-        "chat template: an assistant message ends without a stop token"
+      "chat template: an assistant message ends without a stop token"
     )
   return ids[: np.argmax(stops) + 1]
 
 
-def completion_text(
-    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray
-) -> str:
+def completion_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
   """What was sampled, markup kept, without the stop token at its end."""
   if len(ids) and ids[-1] in tokenizer_lib.stop_ids(tokenizer):
     ids = ids[:-1]
@@ -63,10 +61,10 @@ def _encode(tokenizer, text):
 
 def _text(tokenizer, messages, tools, *, prompt):
   return tokenizer.apply_chat_template(
-      [_to_openai(m) for m in messages],
-      tools=list(tools) or None,
-      add_generation_prompt=prompt,
-      tokenize=False,
+    [_to_openai(m) for m in messages],
+    tools=list(tools) or None,
+    add_generation_prompt=prompt,
+    tokenize=False,
   )
 
 
@@ -80,22 +78,22 @@ def _shared(prompt, whole):
 
 def _to_openai(message: types.Message) -> dict[str, Any]:
   out: dict[str, Any] = {
-      "role": message.role,
-      "content": _clean(message.content),
+    "role": message.role,
+    "content": _clean(message.content),
   }
   if message.reasoning is not None:
     out["reasoning_content"] = _clean(message.reasoning)
   if message.tool_calls:
     out["tool_calls"] = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {
-                "name": call.name,
-                "arguments": _arguments(call.arguments),
-            },
-        }
-        for call in message.tool_calls
+      {
+        "id": call.id,
+        "type": "function",
+        "function": {
+          "name": call.name,
+          "arguments": _arguments(call.arguments),
+        },
+      }
+      for call in message.tool_calls
     ]
   if message.tool_call_id is not None:
     out["tool_call_id"] = message.tool_call_id

@@ -19,11 +19,11 @@ def load(path: pathlib.Path | str) -> PreTrainedTokenizerBase:
   except (OSError, ValueError) as error:
     first = str(error).splitlines()[0]
     raise errors.InputError(
-        f"{path}: no tokenizer; expected a Hugging Face directory ({first})"
+      f"{path}: no tokenizer; expected a Hugging Face directory ({first})"
     ) from error
   if not tokenizer.chat_template:
     raise errors.InputError(
-        f"{path}: the tokenizer has no chat_template; expected one with tools"
+      f"{path}: the tokenizer has no chat_template; expected one with tools"
     )
   return tokenizer
 

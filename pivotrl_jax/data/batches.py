@@ -62,7 +62,7 @@ class Rows:
 
 
 def pack(
-    rows: Rows, *, micro_batches: int = 1, multiple_of: int = 1
+  rows: Rows, *, micro_batches: int = 1, multiple_of: int = 1
 ) -> tuple[TrainBatch, np.ndarray]:
   """Packs rows into trees and trees into equal micro-batches.
 
@@ -86,20 +86,18 @@ def pack(
   length = trees.bucket(len(forest[0].trunk))
   lead = (micro_batches, size)
   batch = TrainBatch(
-      trunks=np.zeros((*lead, length), np.int32),
-      attach=np.ones((*lead, branches), np.int32),
-      actions=np.zeros((*lead, branches, width), np.int32),
-      mask=np.zeros((*lead, branches, width), np.float32),
-      advantages=np.zeros((*lead, branches), np.float32),
-      sampler_log_probs=np.zeros((*lead, branches, width), np.float32),
+    trunks=np.zeros((*lead, length), np.int32),
+    attach=np.ones((*lead, branches), np.int32),
+    actions=np.zeros((*lead, branches, width), np.int32),
+    mask=np.zeros((*lead, branches, width), np.float32),
+    advantages=np.zeros((*lead, branches), np.float32),
+    sampler_log_probs=np.zeros((*lead, branches, width), np.float32),
   )
   places = np.zeros(len(rows.prompts), np.int64)
   for i, tree in enumerate(forest):
     at = (i % micro_batches, i // micro_batches)
     batch.trunks[at][: len(tree.trunk)] = tree.trunk
-    for n, (row, attach) in enumerate(
-        zip(tree.rows, tree.attach, strict=True)
-    ):
+    for n, (row, attach) in enumerate(zip(tree.rows, tree.attach, strict=True)):
       end = len(rows.actions[row])
       batch.attach[at][n] = attach
       batch.actions[at][n, :end] = rows.actions[row]
@@ -114,10 +112,10 @@ def padding_share(batch: TrainBatch) -> float:
   """The share of computed tokens (trunks and branches) that is padding."""
   used = (batch.mask > 0).sum()
   for trunk, attach, mask in zip(
-      batch.trunks.reshape(-1, batch.trunks.shape[-1]),
-      batch.attach.reshape(-1, batch.attach.shape[-1]),
-      batch.mask.reshape(-1, *batch.mask.shape[-2:]),
-      strict=True,
+    batch.trunks.reshape(-1, batch.trunks.shape[-1]),
+    batch.attach.reshape(-1, batch.attach.shape[-1]),
+    batch.mask.reshape(-1, *batch.mask.shape[-2:]),
+    strict=True,
   ):
     live = mask.any(-1)
     used += min(attach[live].max(), len(trunk)) if live.any() else 0

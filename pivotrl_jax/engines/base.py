@@ -46,10 +46,10 @@ class Engine(Protocol):
   """Two verbs. Sampled ids are trained on as sampled."""
 
   def sample(
-      self,
-      prompts: Sequence[np.ndarray],
-      sampling: SamplingParams,
-      seeds: Sequence[int],
+    self,
+    prompts: Sequence[np.ndarray],
+    sampling: SamplingParams,
+    seeds: Sequence[int],
   ) -> list[Completion]:
     """One completion a row; row i is drawn from `prompts[i]`, `seeds[i]`.
 

@@ -44,13 +44,13 @@ class JaxSampler:
   """
 
   def __init__(
-      self,
-      config: qwen3.Config,
-      *,
-      dtype: Any = jnp.float32,
-      batch_tokens: int = 65536,
-      batch_rows: int = 512,
-      chunk: int = 16,
+    self,
+    config: qwen3.Config,
+    *,
+    dtype: Any = jnp.float32,
+    batch_tokens: int = 65536,
+    batch_rows: int = 512,
+    chunk: int = 16,
   ):
     self._config = config
     self._model = qwen3.Qwen3(config, dtype=dtype)
@@ -67,10 +67,10 @@ class JaxSampler:
     self.version = version
 
   def sample(
-      self,
-      prompts: Sequence[np.ndarray],
-      sampling: base.SamplingParams,
-      seeds: Sequence[int],
+    self,
+    prompts: Sequence[np.ndarray],
+    sampling: base.SamplingParams,
+    seeds: Sequence[int],
   ) -> list[base.Completion]:
     """See `engines.base.Engine`."""
     if self._params is None:
@@ -94,8 +94,8 @@ class JaxSampler:
       width = trees.bucket(len(tree.trunk))
       rows = max(len(t.rows) for t in grown)
       if group and (
-          len(grown) * width > self._batch_tokens
-          or len(grown) * rows > self._batch_rows
+        len(grown) * width > self._batch_tokens
+        or len(grown) * rows > self._batch_rows
       ):
         yield group
         grown = [tree]
@@ -121,7 +121,7 @@ class JaxSampler:
           trunk_kv, state, start, end, knobs,
       )  # fmt: skip
       done, counted, new_ids, new_log_probs = jax.device_get(
-          (state["done"], state["length"], new_ids, new_log_probs)
+        (state["done"], state["length"], new_ids, new_log_probs)
       )
       at = tuple(place)
       ids[(*at, slice(start, end))] = new_ids[..., : end - start]
@@ -135,16 +135,19 @@ class JaxSampler:
         trunk_kv, state = _gather(trunk_kv, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
     stopped = np.isin(
-        np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
-        sampling.stop_ids,
+      np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
+      sampling.stop_ids,
     )[..., 0]
     for at in zip(*np.nonzero(rows >= 0), strict=True):
       size = length[at]
       self.stats.sampled_tokens += int(size)
-      yield rows[at], base.Completion(
+      yield (
+        rows[at],
+        base.Completion(
           ids[at][:size].copy(),
           log_probs[at][:size].copy(),
           "stop" if stopped[at] else "length",
+        ),
       )
 
   def _start(self, group, sampling, seeds):
@@ -169,15 +172,15 @@ class JaxSampler:
     shape = (size, branches, slots, c.num_key_value_heads, c.head_dim)
     dtype = self._model.dtype
     state = {
-        "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
-        "visible": jnp.array(attach - 1),
-        "done": jnp.array(rows < 0),
-        "length": jnp.zeros(rows.shape, jnp.int32),
-        "keys": jnp.array(keys),
-        "cache": tuple(
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-            for _ in range(c.num_hidden_layers)
-        ),
+      "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
+      "visible": jnp.array(attach - 1),
+      "done": jnp.array(rows < 0),
+      "length": jnp.zeros(rows.shape, jnp.int32),
+      "keys": jnp.array(keys),
+      "cache": tuple(
+        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(c.num_hidden_layers)
+      ),
     }
     return state, jnp.array(trunk), rows
 
@@ -188,10 +191,10 @@ def _prefill(model, params, trunk):
 
 
 @functools.partial(
-    jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
+  jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
 )
 def _decode(
-    model, chunk, filters, params, unembed, trunk_kv, state, start, end, knobs
+  model, chunk, filters, params, unembed, trunk_kv, state, start, end, knobs
 ):
   """Steps `start..end` of every branch, or until all are done.
 
@@ -216,24 +219,24 @@ def _decode(
     live = ~state["done"]
     ids = ids.at[..., step - start].set(jnp.where(live, token, 0))
     log_probs = log_probs.at[..., step - start].set(
-        jnp.where(live, log_prob, 0.0)
+      jnp.where(live, log_prob, 0.0)
     )
     state = state | {
-        "tokens": token,
-        "cache": cache,
-        "length": state["length"] + live,
-        "done": state["done"] | (token[..., None] == stop_ids).any(-1),
+      "tokens": token,
+      "cache": cache,
+      "length": state["length"] + live,
+      "done": state["done"] | (token[..., None] == stop_ids).any(-1),
     }
     return step + 1, state, ids, log_probs
 
   carry = (
-      start,
-      state,
-      jnp.zeros((*shape, chunk), jnp.int32),
-      jnp.zeros((*shape, chunk), jnp.float32),
+    start,
+    state,
+    jnp.zeros((*shape, chunk), jnp.int32),
+    jnp.zeros((*shape, chunk), jnp.float32),
   )
   carry = jax.lax.while_loop(
-      lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
+    lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
   )
   return carry[1:]
 

@@ -47,12 +47,12 @@ def load(path: pathlib.Path) -> Policy:
   params = hf.load_params(path, hf_config)
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
   return Policy(
-      path=path,
-      tokenizer=tokenizer_lib.load(path),
-      hf_config=hf_config,
-      config=config,
-      params=params,
-      version=digest(params),
+    path=path,
+    tokenizer=tokenizer_lib.load(path),
+    hf_config=hf_config,
+    config=config,
+    params=params,
+    version=digest(params),
   )
 
 
@@ -75,10 +75,10 @@ def digest(params: Any) -> str:
 def engine(policy: Policy, config: Any) -> jax_sampler.JaxSampler:
   """The embedded engine, loaded with `policy`."""
   sampler = jax_sampler.JaxSampler(
-      policy.config,
-      dtype=jnp.dtype(config.model.dtype),
-      batch_tokens=config.engine.batch_tokens,
-      batch_rows=config.engine.batch_rows,
+    policy.config,
+    dtype=jnp.dtype(config.model.dtype),
+    batch_tokens=config.engine.batch_tokens,
+    batch_rows=config.engine.batch_rows,
   )
   sampler.load(jax.device_put(policy.params), policy.version)
   return sampler

@@ -29,7 +29,7 @@ class Env(Protocol):
     """First state and messages."""
 
   def step(
-      self, task: Any, state: Any, action: types.Action | types.ParseFailure
+    self, task: Any, state: Any, action: types.Action | types.ParseFailure
   ) -> tuple[Any, tuple[types.Message, ...]]:
     """Next state, and what the world answers."""
 
@@ -55,15 +55,15 @@ class Episode:
 
 
 def run_episodes(
-    engine: base.Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    env: Env,
-    tasks: Sequence[Any],
-    seeds: Sequence[int],
-    *,
-    sampling: base.SamplingParams,
-    max_turns: int,
-    max_prompt_tokens: int,
+  engine: base.Engine,
+  tokenizer: PreTrainedTokenizerBase,
+  env: Env,
+  tasks: Sequence[Any],
+  seeds: Sequence[int],
+  *,
+  sampling: base.SamplingParams,
+  max_turns: int,
+  max_prompt_tokens: int,
 ) -> list[Episode]:
   """One episode a task, in order; an episode that outgrows its budget ends.
 
@@ -81,24 +81,22 @@ def run_episodes(
   live = list(range(len(tasks)))
   for turn in range(max_turns):
     prompts = {
-        i: render.prompt_ids(tokenizer, runs[i][1], env.TOOLS) for i in live
+      i: render.prompt_ids(tokenizer, runs[i][1], env.TOOLS) for i in live
     }
     live = [i for i in live if len(prompts[i]) <= max_prompt_tokens]
     if not live:
       break
     sampled = engine.sample(
-        [prompts[i] for i in live],
-        sampling,
-        [seeds_lib.row_seed(seeds[i], turn) for i in live],
+      [prompts[i] for i in live],
+      sampling,
+      [seeds_lib.row_seed(seeds[i], turn) for i in live],
     )
     for i, completion in zip(live, sampled, strict=True):
       runs[i] = _advance(env, tasks[i], runs[i], tokenizer, completion)
     live = [i for i in live if not runs[i][0].done]
   return [
-      Episode(env.success(task, state), turns, tokens, tuple(messages))
-      for task, (state, messages, turns, tokens) in zip(
-          tasks, runs, strict=True
-      )
+    Episode(env.success(task, state), turns, tokens, tuple(messages))
+    for task, (state, messages, turns, tokens) in zip(tasks, runs, strict=True)
   ]
 
 
@@ -112,15 +110,15 @@ def _advance(env, task, run, tokenizer, completion):
   else:
     # Calls get the ids that their answers refer to.
     calls = tuple(
-        dataclasses.replace(call, id=f"call_{turns}_{n}")
-        for n, call in enumerate(said.tool_calls)
+      dataclasses.replace(call, id=f"call_{turns}_{n}")
+      for n, call in enumerate(said.tool_calls)
     )
     message = dataclasses.replace(said, tool_calls=calls)
     action = types.action_of(message)
   state, answers = env.step(task, state, action)
   return [
-      state,
-      (*messages, message, *answers),
-      turns + 1,
-      tokens + len(completion.ids),
+    state,
+    (*messages, message, *answers),
+    turns + 1,
+    tokens + len(completion.ids),
   ]

@@ -136,7 +136,7 @@ def refusal(source: str) -> str | None:
 
 
 def run_checks(
-    files: Mapping[str, str], checks: Sequence[Check]
+  files: Mapping[str, str], checks: Sequence[Check]
 ) -> tuple[Result, ...]:
   """Runs `checks` on `files`, each in a fresh namespace.
 
@@ -174,15 +174,15 @@ def _run(files, checks):
 
 def _child(jobs):
   job = {
-      "limits": [
-          ("RLIMIT_CPU", SECONDS),
-          ("RLIMIT_AS", MEMORY),
-          ("RLIMIT_FSIZE", 0),
-          ("RLIMIT_CORE", 0),
-      ],
-      "seconds": 2 * SECONDS,
-      "builtins": [*BUILTINS, "True", "False", "None"],
-      "checks": jobs,
+    "limits": [
+      ("RLIMIT_CPU", SECONDS),
+      ("RLIMIT_AS", MEMORY),
+      ("RLIMIT_FSIZE", 0),
+      ("RLIMIT_CORE", 0),
+    ],
+    "seconds": 2 * SECONDS,
+    "builtins": [*BUILTINS, "True", "False", "None"],
+    "checks": jobs,
   }
   server = _server(os.getpid())
   with _LOCK:
@@ -202,13 +202,13 @@ def _server(owner):
   """The server of this process; it ends with its standard input."""
   del owner
   return subprocess.Popen(
-      [sys.executable, "-I", "-S", "-c", _SERVER],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      text=True,
-      env={},
-      cwd="/",
+    [sys.executable, "-I", "-S", "-c", _SERVER],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    env={},
+    cwd="/",
   )
 
 

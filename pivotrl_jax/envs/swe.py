@@ -26,18 +26,16 @@ _MAX_HITS = 4
 
 def _tool(name, description, required=(), **properties):
   return {
-      "type": "function",
-      "function": {
-          "name": name,
-          "description": description,
-          "parameters": {
-              "type": "object",
-              "properties": {
-                  key: {"type": kind} for key, kind in properties.items()
-              },
-              "required": list(required),
-          },
+    "type": "function",
+    "function": {
+      "name": name,
+      "description": description,
+      "parameters": {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in properties.items()},
+        "required": list(required),
       },
+    },
   }
 
 
@@ -97,11 +95,11 @@ def make_task(index: int, split: str) -> Task:
     raise ValueError(f"split {split!r}; expected train or eval")
   for attempt in range(1000):
     seed = hashlib.blake2b(
-        f"swe/{split}/{index}/{attempt}".encode(), digest_size=8
+      f"swe/{split}/{index}/{attempt}".encode(), digest_size=8
     ).digest()
     bug = swe_tasks.make_bug(
-        np.random.default_rng(int.from_bytes(seed)),
-        wanted=lambda name: in_eval(name) == (split == "eval"),
+      np.random.default_rng(int.from_bytes(seed)),
+      wanted=lambda name: in_eval(name) == (split == "eval"),
     )
     if bug is not None:
       return _task(f"swe-{split}-{index}", bug)
@@ -115,14 +113,14 @@ def in_eval(function: str) -> bool:
 
 def _task(name, bug):
   return Task(
-      id=name,
-      files=bug.files,
-      fixed=bug.fixed,
-      issue=bug.issue,
-      function=bug.function,
-      path=bug.path,
-      wrong=bug.wrong,
-      checks=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.checks),
+    id=name,
+    files=bug.files,
+    fixed=bug.fixed,
+    issue=bug.issue,
+    function=bug.function,
+    path=bug.path,
+    wrong=bug.wrong,
+    checks=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.checks),
   )
 
 
@@ -130,23 +128,21 @@ def reset(task: Task) -> tuple[State, tuple[types.Message, ...]]:
   """The first state, the system prompt and the issue."""
   names = ", ".join(path for path, _ in task.files)
   return State(task.files), (
-      types.Message("system", SYSTEM),
-      types.Message("user", f"{task.issue}\nFiles: {names}"),
+    types.Message("system", SYSTEM),
+    types.Message("user", f"{task.issue}\nFiles: {names}"),
   )
 
 
 def step(
-    task: Task, state: State, action: types.Action | types.ParseFailure
+  task: Task, state: State, action: types.Action | types.ParseFailure
 ) -> tuple[State, tuple[types.Message, ...]]:
   """Carries out an action; whatever the model wrote gets an answer."""
   if isinstance(action, types.ParseFailure):
     return _log(state, "", "", False), (
-        types.Message("user", f"Bad tool call: {action.reason}."),
+      types.Message("user", f"Bad tool call: {action.reason}."),
     )
   if action.type == "message":
-    return _log(state, "", "", False), (
-        types.Message("user", "Use a tool."),
-    )
+    return _log(state, "", "", False), (types.Message("user", "Use a tool."),)
   answers = []
   for call in action.calls:
     state, text = _call(task, state, call)
@@ -157,7 +153,7 @@ def step(
 def success(task: Task, state: State) -> bool:
   """Whether the episode was submitted and every hidden test passes."""
   return state.done and all(
-      r.passed for r in sandbox.run_checks(dict(state.files), task.checks)
+    r.passed for r in sandbox.run_checks(dict(state.files), task.checks)
   )
 
 
@@ -172,8 +168,8 @@ def _call(task, state, call):
     return _log(state, call.name, "", False), "No such tool."
   kinds = _KINDS[call.name]
   if not isinstance(arguments, dict) or any(
-      key not in kinds or not isinstance(value, kinds[key])
-      for key, value in arguments.items()
+    key not in kinds or not isinstance(value, kinds[key])
+    for key, value in arguments.items()
   ):
     return _log(state, call.name, "", False), "Bad arguments."
   missing = [key for key in _REQUIRED[call.name] if key not in arguments]
@@ -185,10 +181,10 @@ def _call(task, state, call):
 def _grep(task, state, pattern):
   del task
   hits = [
-      f"{path}:{i}:{line.strip()}"
-      for path, source in state.files
-      for i, line in enumerate(source.splitlines(), 1)
-      if pattern and pattern in line
+    f"{path}:{i}:{line.strip()}"
+    for path, source in state.files
+    for i, line in enumerate(source.splitlines(), 1)
+    if pattern and pattern in line
   ]
   state = _log(state, "grep", pattern, bool(hits))
   return state, "\n".join(hits[:_MAX_HITS]) or "No match."
@@ -214,8 +210,8 @@ def _edit_file(task, state, path, old_str, new_str):
   if count != 1:
     return state, f"old_str occurs {count} times."
   files = tuple(
-      (name, text.replace(old_str, new_str) if name == path else text)
-      for name, text in state.files
+    (name, text.replace(old_str, new_str) if name == path else text)
+    for name, text in state.files
   )
   return dataclasses.replace(state, files=files), "Edited."
 
@@ -223,24 +219,24 @@ def _edit_file(task, state, path, old_str, new_str):
 def _run_tests(task, state):
   results = sandbox.run_checks(dict(state.files), task.checks)
   failed = [
-      (check, r)
-      for check, r in zip(task.checks, results, strict=True)
-      if not r.passed
+    (check, r)
+    for check, r in zip(task.checks, results, strict=True)
+    if not r.passed
   ]
   state = _log(state, "run_tests", "", not failed)
   if not failed:
     return state, "All tests pass."
   check, result = failed[0]
   return state, (
-      f"{len(failed)} of {len(results)} fail: {check.call} gave"
-      f" {result.got}, not {check.want}"
+    f"{len(failed)} of {len(results)} fail: {check.call} gave"
+    f" {result.got}, not {check.want}"
   )
 
 
 def _submit(task, state):
   del task
   return dataclasses.replace(_log(state, "submit", "", True), done=True), (
-      "Submitted."
+    "Submitted."
   )
 
 
@@ -249,21 +245,20 @@ def _log(state, tool, argument, ok):
 
 
 _TOOLS = {
-    "grep": _grep,
-    "view_file": _view_file,
-    "edit_file": _edit_file,
-    "run_tests": _run_tests,
-    "submit": _submit,
+  "grep": _grep,
+  "view_file": _view_file,
+  "edit_file": _edit_file,
+  "run_tests": _run_tests,
+  "submit": _submit,
 }
 _PYTHON = {"string": str, "integer": int}
 _KINDS = {
-    t["function"]["name"]: {
-        key: _PYTHON[value["type"]]
-        for key, value in t["function"]["parameters"]["properties"].items()
-    }
-    for t in TOOLS
+  t["function"]["name"]: {
+    key: _PYTHON[value["type"]]
+    for key, value in t["function"]["parameters"]["properties"].items()
+  }
+  for t in TOOLS
 }
 _REQUIRED = {
-    t["function"]["name"]: t["function"]["parameters"]["required"]
-    for t in TOOLS
+  t["function"]["name"]: t["function"]["parameters"]["required"] for t in TOOLS
 }

@@ -23,7 +23,7 @@ MAX_TURNS = 12
 
 
 def demonstrate(
-    index: int, split: str, seed: int, *, poor: float = 0.0
+  index: int, split: str, seed: int, *, poor: float = 0.0
 ) -> types.Trajectory:
   """An episode in which each turn is poor with probability `poor`.
 
@@ -43,12 +43,12 @@ def demonstrate(
     action = chosen(task, state, rng)
     message = types.message_of(action)
     message = types.Message(
-        "assistant",
-        message.content,
-        tool_calls=tuple(
-            types.ToolCall(c.name, c.arguments, f"call_{turn}_{n}")
-            for n, c in enumerate(message.tool_calls)
-        ),
+      "assistant",
+      message.content,
+      tool_calls=tuple(
+        types.ToolCall(c.name, c.arguments, f"call_{turn}_{n}")
+        for n, c in enumerate(message.tool_calls)
+      ),
     )
     state, answers = swe.step(task, state, types.action_of(message))
     messages = (*messages, message, *answers)
@@ -56,19 +56,19 @@ def demonstrate(
       break
   solved = swe.success(task, state)
   return types.Trajectory(
-      id=f"{task.id}-{seed}",
-      domain="swe",
-      source="mini world",
-      task_id=task.id,
-      reward=float(solved),
-      success=solved,
-      tools=swe.TOOLS,
-      messages=messages,
+    id=f"{task.id}-{seed}",
+    domain="swe",
+    source="mini world",
+    task_id=task.id,
+    reward=float(solved),
+    success=solved,
+    tools=swe.TOOLS,
+    messages=messages,
   )
 
 
 def act(
-    task: swe.Task, state: swe.State, rng: np.random.Generator
+  task: swe.Task, state: swe.State, rng: np.random.Generator
 ) -> types.Action:
   """A right action: find, look, mend, test, submit."""
   wrong = _first_difference(task, state)
@@ -85,7 +85,7 @@ def act(
 
 
 def act_poorly(
-    task: swe.Task, state: swe.State, rng: np.random.Generator
+  task: swe.Task, state: swe.State, rng: np.random.Generator
 ) -> types.Action:
   """What a mediocre agent might do here instead."""
   return _POOR[rng.choice(len(_POOR), p=_POOR_SHARES)](task, state, rng)
@@ -131,7 +131,7 @@ def _wrong_file(task, state, rng):
 def _blind_edit(task, state, rng):
   del state
   return _edit(
-      rng, task.path, f"return {rng.choice(swe_tasks.NOUNS)}", "return 0"
+    rng, task.path, f"return {rng.choice(swe_tasks.NOUNS)}", "return 0"
   )
 
 
@@ -156,9 +156,7 @@ def _first_difference(task, state):
   """(path, line index, right line) of the first line to mend, or None."""
   fixed = dict(task.fixed)
   for path, source in state.files:
-    pairs = zip(
-        source.splitlines(), fixed[path].splitlines(), strict=False
-    )
+    pairs = zip(source.splitlines(), fixed[path].splitlines(), strict=False)
     for i, (have, want) in enumerate(pairs):
       if have != want:
         return path, i, want

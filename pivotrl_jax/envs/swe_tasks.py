@@ -146,7 +146,7 @@ _REFERENCE = {name: getattr(builtins, name) for name in sandbox.BUILTINS}
 
 
 def make_bug(
-    rng: np.random.Generator, *, wanted: Callable[[str], bool]
+  rng: np.random.Generator, *, wanted: Callable[[str], bool]
 ) -> Bug | None:
   """Draws two files and breaks one function.
 
@@ -184,13 +184,13 @@ def make_bug(
 
   call, want, got = checks[0]
   return Bug(
-      files=files(broken),
-      fixed=files(None),
-      issue=_issue(rng, names[0], call, want, got),
-      function=names[0],
-      path=path,
-      wrong=tuple(line for line in wrong if line != broken),
-      checks=tuple((call, want) for call, want, _ in checks),
+    files=files(broken),
+    fixed=files(None),
+    issue=_issue(rng, names[0], call, want, got),
+    function=names[0],
+    path=path,
+    wrong=tuple(line for line in wrong if line != broken),
+    checks=tuple((call, want) for call, want, _ in checks),
   )
 
 
@@ -208,12 +208,12 @@ class _Function:
       lines[family.at] = broken
     args = ", ".join(fields[k] for k in "ab"[: len(family.args)])
     return "".join(
-        f"{line}\n"
-        for line in (
-            f"def {self.name}({args}):",
-            f'  """{family.doc.format(**fields)}"""',
-            *(f"  {line}" for line in lines),
-        )
+      f"{line}\n"
+      for line in (
+        f"def {self.name}({args}):",
+        f'  """{family.doc.format(**fields)}"""',
+        *(f"  {line}" for line in lines),
+      )
     )
 
 
@@ -231,15 +231,15 @@ def _function(rng, name):
   k = int(rng.integers(2, 10))
   j = k + 1 if rng.random() < 0.5 else k - 1
   return _Function(
-      name, family, {"a": a, "b": b, "t": t, "k": str(k), "j": str(j)}
+    name, family, {"a": a, "b": b, "t": t, "k": str(k), "j": str(j)}
   )
 
 
 def _checks(rng, target, broken):
   """Three (call, right repr, wrong repr), the first telling; else None."""
   right, wrong = (
-      _compile(target.source(), target.name),
-      _compile(target.source(broken), target.name),
+    _compile(target.source(), target.name),
+    _compile(target.source(broken), target.name),
   )
   found = []
   for _ in range(20):
@@ -271,9 +271,9 @@ def _argument(rng, kind):
 
 def _issue(rng, name, call, want, got):
   forms = (
-      f"{call} gives {got}, I want {want}.",
-      f"{name} is wrong: {call} should be {want}, not {got}.",
-      f"Please fix {name}. {call} returns {got} instead of {want}.",
-      f"Bug: expected {want} from {call} but got {got}.",
+    f"{call} gives {got}, I want {want}.",
+    f"{name} is wrong: {call} should be {want}, not {got}.",
+    f"Please fix {name}. {call} returns {got} instead of {want}.",
+    f"Bug: expected {want} from {call} but got {got}.",
   )
   return forms[rng.integers(len(forms))]

@@ -41,11 +41,11 @@ def questions(split: str, seed: int, count: int) -> list[Question]:
     if split_of(text) != split:
       continue
     found.append(
-        Question(
-            f"{split}-{seed}-{len(found)}",
-            (types.Message("user", text),),
-            answer,
-        )
+      Question(
+        f"{split}-{seed}-{len(found)}",
+        (types.Message("user", text),),
+        answer,
+      )
     )
   return found
 

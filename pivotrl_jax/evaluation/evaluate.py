@@ -55,60 +55,57 @@ def _world(config, policy, engine, seed):
     return []
   tasks = [env.make_task(i, "eval") for i in range(config.evaluation.tasks)]
   episodes = episode.run_episodes(
-      engine,
-      policy.tokenizer,
-      env,
-      tasks,
-      [
-          seeds.row_seed(config.seed, "evaluate", seed, i)
-          for i in range(len(tasks))
-      ],
-      sampling=rollouts.sampling_params(policy.tokenizer, config.rollout),
-      max_turns=config.evaluation.max_turns,
-      max_prompt_tokens=config.data.max_prompt_tokens,
+    engine,
+    policy.tokenizer,
+    env,
+    tasks,
+    [
+      seeds.row_seed(config.seed, "evaluate", seed, i)
+      for i in range(len(tasks))
+    ],
+    sampling=rollouts.sampling_params(policy.tokenizer, config.rollout),
+    max_turns=config.evaluation.max_turns,
+    max_prompt_tokens=config.data.max_prompt_tokens,
   )
   return [
-      _row(config.domain, task.id, seed, e.success, e.turns, e.tokens)
-      for task, e in zip(tasks, episodes, strict=True)
+    _row(config.domain, task.id, seed, e.success, e.turns, e.tokens)
+    for task, e in zip(tasks, episodes, strict=True)
   ]
 
 
 def _questions(config, policy, engine, seed):
   """Rows of evals.jsonl from questions outside the domain."""
   questions = benchmarks.questions(
-      "eval", config.seed, config.evaluation.questions
+    "eval", config.seed, config.evaluation.questions
   )
   if not questions:
     return []
   completions = engine.sample(
-      [
-          render.prompt_ids(policy.tokenizer, q.messages, ())
-          for q in questions
-      ],
-      rollouts.sampling_params(policy.tokenizer, config.rollout),
-      [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
+    [render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions],
+    rollouts.sampling_params(policy.tokenizer, config.rollout),
+    [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
   )
   rows = []
   for question, completion in zip(questions, completions, strict=True):
     _, said = parse.read(policy.tokenizer, completion)
     right = isinstance(said, types.Message) and benchmarks.grade(
-        question, types.action_of(said)
+      question, types.action_of(said)
     )
     rows.append(
-        _row("questions", question.id, seed, right, 1, len(completion.ids))
+      _row("questions", question.id, seed, right, 1, len(completion.ids))
     )
   return rows
 
 
 def _row(suite, task, seed, success, turns, tokens):
   return {
-      "suite": suite,
-      "split": "eval",
-      "task": task,
-      "seed": seed,
-      "success": bool(success),
-      "turns": turns,
-      "tokens": tokens,
+    "suite": suite,
+    "split": "eval",
+    "task": task,
+    "seed": seed,
+    "success": bool(success),
+    "turns": turns,
+    "tokens": tokens,
   }
 
 

@@ -14,15 +14,15 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
   rate, z2 = successes / count, Z * Z
   centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
   half = (
-      Z
-      * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count**2))
-      / (1 + z2 / count)
+    Z
+    * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count**2))
+    / (1 + z2 / count)
   )
   return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def paired_difference(
-    before: np.ndarray, after: np.ndarray
+  before: np.ndarray, after: np.ndarray
 ) -> tuple[float, float, float]:
   """Mean of `after - before` on the same tasks, with its 95 % interval.
 
@@ -38,7 +38,7 @@ def paired_difference(
   """
   if len(before) != len(after) or len(before) < 2:
     raise ValueError(
-        f"{len(before)} and {len(after)} tasks; expected the same, 2 or more"
+      f"{len(before)} and {len(after)} tasks; expected the same, 2 or more"
     )
   gap = np.asarray(after, np.float64) - np.asarray(before, np.float64)
   half = Z * gap.std(ddof=1) / math.sqrt(len(gap))

@@ -31,13 +31,13 @@ def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
-      [left * cos - right * sin, right * cos + left * sin], axis=-1
+    [left * cos - right * sin, right * cos + left * sin], axis=-1
   )
   return turned.astype(x.dtype)
 
 
 def merge(
-    first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
+  first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
   """Joins the attention over two disjoint sets of keys.
 
@@ -53,12 +53,12 @@ def merge(
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    limit: jax.Array,
-    *,
-    block: int | None = None,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  limit: jax.Array,
+  *,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Grouped-query attention over leading keys.
 
@@ -93,15 +93,15 @@ def dense(q, k, v, limit):
   total = weights.sum(-1)
   safe = jnp.where(total > 0, total, 1.0)
   out = jnp.einsum(
-      "bkgqs,bskc->bqkgc",
-      (weights / safe[..., None]).astype(v.dtype),
-      v,
-      preferred_element_type=jnp.float32,
+    "bkgqs,bskc->bqkgc",
+    (weights / safe[..., None]).astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
   )
   lse = jnp.where(total > 0, top[..., 0] + jnp.log(safe), _MASKED)
   return (
-      out.reshape(b, n, heads, dim).astype(q.dtype),
-      jnp.moveaxis(lse, 3, 1).reshape(b, n, heads),
+    out.reshape(b, n, heads, dim).astype(q.dtype),
+    jnp.moveaxis(lse, 3, 1).reshape(b, n, heads),
   )
 
 
@@ -131,27 +131,27 @@ def _blockwise_forward(q, k, v, limit, block):
       scores = _scores(grouped, keys_i, ends, i * block_k)
       new_top = jnp.maximum(top, scores.max(-1))
       weights = jnp.where(
-          scores > _MASKED, jnp.exp(scores - new_top[..., None]), 0.0
+        scores > _MASKED, jnp.exp(scores - new_top[..., None]), 0.0
       )
       decay = jnp.exp(top - new_top)
       out = out * decay[..., None] + jnp.einsum(
-          "bkgqs,bskc->bkgqc",
-          weights.astype(v.dtype),
-          vals_i,
-          preferred_element_type=jnp.float32,
+        "bkgqs,bskc->bkgqc",
+        weights.astype(v.dtype),
+        vals_i,
+        preferred_element_type=jnp.float32,
       )
       return new_top, total * decay + weights.sum(-1), out
 
     shape = grouped.shape[:-1]
     top, total, out = jax.lax.fori_loop(
-        0,
-        _visible_blocks(ends, block_k),
-        body,
-        (
-            jnp.full(shape, _MASKED, jnp.float32),
-            jnp.zeros(shape, jnp.float32),
-            jnp.zeros(grouped.shape, jnp.float32),
-        ),
+      0,
+      _visible_blocks(ends, block_k),
+      body,
+      (
+        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(grouped.shape, jnp.float32),
+      ),
     )
     safe = jnp.where(total > 0, total, 1.0)
     out = (out / safe[..., None]).astype(q.dtype)
@@ -175,8 +175,8 @@ def _blockwise_backward(block, saved, cotangents):
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
   scale = 1.0 / math.sqrt(q.shape[-1])
   parts = [
-      _split(_pad(x, blocks_q * block_q), blocks_q)
-      for x in (q, limit, lse, delta, d_out)
+    _split(_pad(x, blocks_q * block_q), blocks_q)
+    for x in (q, limit, lse, delta, d_out)
   ]
 
   def one(carry, part):
@@ -194,42 +194,42 @@ def _blockwise_backward(block, saved, cotangents):
       scores = _scores(grouped, keys_i, ends, start)
       weights = jnp.where(scores > _MASKED, jnp.exp(scores - lse_g), 0.0)
       d_weights = jnp.einsum(
-          "bkgqc,bskc->bkgqs",
-          d_out_g,
-          vals_i,
-          preferred_element_type=jnp.float32,
+        "bkgqc,bskc->bkgqs",
+        d_out_g,
+        vals_i,
+        preferred_element_type=jnp.float32,
       )
       d_scores = (weights * (d_weights - delta_g) * scale).astype(k.dtype)
       weights = weights.astype(v.dtype)
       d_q += jnp.einsum(
-          "bkgqs,bskc->bkgqc",
-          d_scores,
-          keys_i,
-          preferred_element_type=jnp.float32,
+        "bkgqs,bskc->bkgqc",
+        d_scores,
+        keys_i,
+        preferred_element_type=jnp.float32,
       )
       d_k = _add_block(
-          d_k, jnp.einsum("bkgqs,bkgqc->bskc", d_scores, grouped), start
+        d_k, jnp.einsum("bkgqs,bkgqc->bskc", d_scores, grouped), start
       )
       d_v = _add_block(
-          d_v, jnp.einsum("bkgqs,bkgqc->bskc", weights, d_out_g), start
+        d_v, jnp.einsum("bkgqs,bkgqc->bskc", weights, d_out_g), start
       )
       return d_q, d_k, d_v
 
     d_q, d_k, d_v = jax.lax.fori_loop(
-        0,
-        _visible_blocks(ends, block_k),
-        body,
-        (jnp.zeros(grouped.shape, jnp.float32), *carry),
+      0,
+      _visible_blocks(ends, block_k),
+      body,
+      (jnp.zeros(grouped.shape, jnp.float32), *carry),
     )
     return (d_k, d_v), _ungroup(d_q)
 
   zeros = jnp.zeros(k_pad.shape, jnp.float32)
   (d_k, d_v), d_q = jax.lax.scan(one, (zeros, zeros), tuple(parts))
   return (
-      _join(d_q)[:, :size].astype(q.dtype),
-      d_k[:, :keys].astype(k.dtype),
-      d_v[:, :keys].astype(v.dtype),
-      None,
+    _join(d_q)[:, :size].astype(q.dtype),
+    d_k[:, :keys].astype(k.dtype),
+    d_v[:, :keys].astype(v.dtype),
+    None,
   )
 
 
@@ -239,11 +239,11 @@ blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 def _scores(grouped, k, limit, start):
   """Scaled scores `[B, K, g, Q, S]`; `_MASKED` at keys past the limit."""
   scores = jnp.einsum(
-      "bkgqc,bskc->bkgqs", grouped, k, preferred_element_type=jnp.float32
+    "bkgqc,bskc->bkgqs", grouped, k, preferred_element_type=jnp.float32
   )
   seen = start + jnp.arange(k.shape[1]) < limit[..., None]
   return jnp.where(
-      seen[:, None, None], scores / math.sqrt(k.shape[-1]), _MASKED
+    seen[:, None, None], scores / math.sqrt(k.shape[-1]), _MASKED
   )
 
 
@@ -271,9 +271,7 @@ def _visible_blocks(limit, block):
 
 
 def _pad(x, size):
-  return jnp.pad(
-      x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-  )
+  return jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
 def _split(x, count):
@@ -292,5 +290,5 @@ def _add_block(total, part, start):
   """Adds `part` to the rows of `total` from `start` on."""
   old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[1], 1)
   return jax.lax.dynamic_update_slice_in_dim(
-      total, old + part.astype(total.dtype), start, 1
+    total, old + part.astype(total.dtype), start, 1
   )

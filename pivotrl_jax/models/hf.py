@@ -26,8 +26,8 @@ _NEEDED = (
     "num_attention_heads",
 )  # fmt: skip
 _DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float32": np.dtype(np.float32),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
 
@@ -43,30 +43,30 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
   found = (values.get("architectures") or [None])[0]
   if found != ARCHITECTURE:
     raise errors.InputError(
-        f"{file}: architectures {found!r}; expected {ARCHITECTURE}"
+      f"{file}: architectures {found!r}; expected {ARCHITECTURE}"
     )
   for key in _NEEDED:
     if not isinstance(values.get(key), int):
       raise errors.InputError(
-          f"{file}: {key} {values.get(key)!r}; expected an integer"
+        f"{file}: {key} {values.get(key)!r}; expected an integer"
       )
   rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
   unsupported = {
-      "use_sliding_window": values.get("use_sliding_window") or False,
-      "attention_bias": values.get("attention_bias") or False,
-      "rope type": rope.get("rope_type", rope.get("type", "default")),
-      "hidden_act": values.get("hidden_act", "silu"),
+    "use_sliding_window": values.get("use_sliding_window") or False,
+    "attention_bias": values.get("attention_bias") or False,
+    "rope type": rope.get("rope_type", rope.get("type", "default")),
+    "hidden_act": values.get("hidden_act", "silu"),
   }
   wanted = {
-      "use_sliding_window": False,
-      "attention_bias": False,
-      "rope type": "default",
-      "hidden_act": "silu",
+    "use_sliding_window": False,
+    "attention_bias": False,
+    "rope type": "default",
+    "hidden_act": "silu",
   }
   for key, value in unsupported.items():
     if value != wanted[key]:
       raise errors.InputError(
-          f"{file}: {key} {value!r}; expected {wanted[key]!r}"
+        f"{file}: {key} {value!r}; expected {wanted[key]!r}"
       )
   return values
 
@@ -87,12 +87,12 @@ def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
   for name, keys, transposed, shape in name_map(config):
     if name not in files:
       raise errors.InputError(
-          f"{path}: no tensor {name}; expected one of shape {shape}"
+        f"{path}: no tensor {name}; expected one of shape {shape}"
       )
     tensor = _read_tensor(files.pop(name), name)
     if tensor.shape != shape:
       raise errors.InputError(
-          f"{path}: {name} has shape {tensor.shape}; expected {shape}"
+        f"{path}: {name} has shape {tensor.shape}; expected {shape}"
       )
     node = params
     for key in keys[:-1]:
@@ -103,20 +103,20 @@ def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
     files.pop("lm_head.weight", None)
   if files:
     raise errors.InputError(
-        f"{path}: unexpected tensor {min(files)}; expected only those of"
-        f" {ARCHITECTURE}"
+      f"{path}: unexpected tensor {min(files)}; expected only those of"
+      f" {ARCHITECTURE}"
     )
   return params
 
 
 def save(
-    path: pathlib.Path | str,
-    params: Any,
-    config: dict[str, Any],
-    tokenizer_path: pathlib.Path | str,
-    *,
-    dtype: str = "float32",
-    shard_bytes: int = 4 << 30,
+  path: pathlib.Path | str,
+  params: Any,
+  config: dict[str, Any],
+  tokenizer_path: pathlib.Path | str,
+  *,
+  dtype: str = "float32",
+  shard_bytes: int = 4 << 30,
 ) -> None:
   """Writes a directory that transformers and SGLang load as it is.
 
@@ -153,7 +153,7 @@ def save(
 
 
 def name_map(
-    config: dict[str, Any],
+  config: dict[str, Any],
 ) -> Iterator[tuple[str, tuple[str, ...], bool, tuple[int, ...]]]:
   """(HF name, our path, whether transposed, HF shape) of every tensor."""
   d, f = config["hidden_size"], config["intermediate_size"]
@@ -164,19 +164,19 @@ def name_map(
   yield ("model.embed_tokens.weight", ("embed_tokens", "embedding"), False,
          (v, d))  # fmt: skip
   matrices = {
-      ("self_attn", "q_proj"): (heads * c, d),
-      ("self_attn", "k_proj"): (kv * c, d),
-      ("self_attn", "v_proj"): (kv * c, d),
-      ("self_attn", "o_proj"): (d, heads * c),
-      ("mlp", "gate_proj"): (f, d),
-      ("mlp", "up_proj"): (f, d),
-      ("mlp", "down_proj"): (d, f),
+    ("self_attn", "q_proj"): (heads * c, d),
+    ("self_attn", "k_proj"): (kv * c, d),
+    ("self_attn", "v_proj"): (kv * c, d),
+    ("self_attn", "o_proj"): (d, heads * c),
+    ("mlp", "gate_proj"): (f, d),
+    ("mlp", "up_proj"): (f, d),
+    ("mlp", "down_proj"): (d, f),
   }
   scales = {
-      ("input_layernorm",): (d,),
-      ("post_attention_layernorm",): (d,),
-      ("self_attn", "q_norm"): (c,),
-      ("self_attn", "k_norm"): (c,),
+    ("input_layernorm",): (d,),
+    ("post_attention_layernorm",): (d,),
+    ("self_attn", "q_norm"): (c,),
+    ("self_attn", "k_norm"): (c,),
   }
   for i in range(config["num_hidden_layers"]):
     for keys, shape in matrices.items():
@@ -237,11 +237,11 @@ def _tensor_files(path):
     raise errors.InputError(f"{path / _INDEX}: no weight_map; expected one")
   for file in sorted(set(placed.values())):
     missing = {n for n, f in placed.items() if f == file} - set(
-        _names(path / file)
+      _names(path / file)
     )
     if missing:
       raise errors.InputError(
-          f"{path / file}: no tensor {min(missing)}, which {_INDEX} names"
+        f"{path / file}: no tensor {min(missing)}, which {_INDEX} names"
       )
   return {name: path / file for name, file in placed.items()}
 
@@ -252,7 +252,7 @@ def _names(file):
       return list(tensors.keys())
   except (OSError, safetensors.SafetensorError) as error:
     raise errors.InputError(
-        f"{file}: {error}; expected a whole safetensors file"
+      f"{file}: {error}; expected a whole safetensors file"
     ) from error
 
 
@@ -266,7 +266,7 @@ def _read_json(file):
     value = json.loads(file.read_text())
   except OSError as error:
     raise errors.InputError(
-        f"{file}: {error.strerror}; expected a file"
+      f"{file}: {error.strerror}; expected a file"
     ) from error
   except ValueError as error:
     raise errors.InputError(f"{file}: not JSON ({error})") from error

@@ -46,9 +46,9 @@ class Config:
   def __post_init__(self):
     if self.num_attention_heads % self.num_key_value_heads:
       raise errors.InputError(
-          f"config.json: num_attention_heads {self.num_attention_heads};"
-          " expected a multiple of num_key_value_heads"
-          f" {self.num_key_value_heads}"
+        f"config.json: num_attention_heads {self.num_attention_heads};"
+        " expected a multiple of num_key_value_heads"
+        f" {self.num_key_value_heads}"
       )
 
 
@@ -58,16 +58,16 @@ def config_from_hf(values: dict[str, Any]) -> Config:
   theta = rope.get("rope_theta", values.get("rope_theta", Config.rope_theta))
   heads = values["num_attention_heads"]
   return Config(
-      vocab_size=values["vocab_size"],
-      hidden_size=values["hidden_size"],
-      intermediate_size=values["intermediate_size"],
-      num_hidden_layers=values["num_hidden_layers"],
-      num_attention_heads=heads,
-      num_key_value_heads=values.get("num_key_value_heads", heads),
-      head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-      rms_norm_eps=values.get("rms_norm_eps", Config.rms_norm_eps),
-      rope_theta=float(theta),
-      tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+    vocab_size=values["vocab_size"],
+    hidden_size=values["hidden_size"],
+    intermediate_size=values["intermediate_size"],
+    num_hidden_layers=values["num_hidden_layers"],
+    num_attention_heads=heads,
+    num_key_value_heads=values.get("num_key_value_heads", heads),
+    head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+    rms_norm_eps=values.get("rms_norm_eps", Config.rms_norm_eps),
+    rope_theta=float(theta),
+    tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
   )
 
 
@@ -80,9 +80,9 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     scale = self.param(
-        "scale",
-        nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,)),
-        (x.shape[-1],),
+      "scale",
+      nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,)),
+      (x.shape[-1],),
     )
     wide = x.astype(jnp.float32)
     wide *= jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
@@ -91,13 +91,13 @@ class RMSNorm(nn.Module):
 
 def _linear(name, features, axes, dtype):
   return nn.Dense(
-      features,
-      use_bias=False,
-      dtype=dtype,
-      name=name,
-      kernel_init=nn.with_logical_partitioning(
-          nn.initializers.normal(0.02), axes
-      ),
+    features,
+    use_bias=False,
+    dtype=dtype,
+    name=name,
+    kernel_init=nn.with_logical_partitioning(
+      nn.initializers.normal(0.02), axes
+    ),
   )
 
 
@@ -115,7 +115,7 @@ class Attention(nn.Module):
     self.k_proj = _linear("k_proj", kv, ("embed", "kv"), self.dtype)
     self.v_proj = _linear("v_proj", kv, ("embed", "kv"), self.dtype)
     self.o_proj = _linear(
-        "o_proj", c.hidden_size, ("heads", "embed"), self.dtype
+      "o_proj", c.hidden_size, ("heads", "embed"), self.dtype
     )
     self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
     self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="k_norm")
@@ -123,9 +123,7 @@ class Attention(nn.Module):
   def query(self, x, positions):
     """`[..., D]` to queries `[..., H, C]`."""
     c = self.config
-    q = self.q_proj(x).reshape(
-        *x.shape[:-1], c.num_attention_heads, c.head_dim
-    )
+    q = self.q_proj(x).reshape(*x.shape[:-1], c.num_attention_heads, c.head_dim)
     return attention.rotary(self.q_norm(q), positions, c.rope_theta)
 
   def key_value(self, x, positions):
@@ -154,7 +152,7 @@ class MLP(nn.Module):
     gate = _linear("gate_proj", c.intermediate_size, wide, self.dtype)(x)
     up = _linear("up_proj", c.intermediate_size, wide, self.dtype)(x)
     return _linear("down_proj", c.hidden_size, ("mlp", "embed"), self.dtype)(
-        nn.silu(gate) * up
+      nn.silu(gate) * up
     )
 
 
@@ -170,14 +168,12 @@ class Layer(nn.Module):
     self.input_layernorm = RMSNorm(c.rms_norm_eps, name="input_layernorm")
     self.self_attn = Attention(c, self.dtype, name="self_attn")
     self.post_attention_layernorm = RMSNorm(
-        c.rms_norm_eps, name="post_attention_layernorm"
+      c.rms_norm_eps, name="post_attention_layernorm"
     )
     self.mlp = MLP(c, self.dtype, name="mlp")
 
   def _attend(self, q, k, v, limit):
-    return (attention.dense if self.dense else attention.attend)(
-        q, k, v, limit
-    )
+    return (attention.dense if self.dense else attention.attend)(q, k, v, limit)
 
   def _finish(self, x, heads):
     x = x + self.self_attn.output(heads)
@@ -204,10 +200,10 @@ class Layer(nn.Module):
     limit = jnp.broadcast_to(visible[..., None], (b, n, a)).reshape(b, n * a)
     past = self._attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
     own = self._attend(
-        q.reshape(b * n, a, *q.shape[3:]),
-        k.reshape(b * n, a, *k.shape[3:]),
-        v.reshape(b * n, a, *v.shape[3:]),
-        jnp.broadcast_to(jnp.arange(1, a + 1), (b * n, a)),
+      q.reshape(b * n, a, *q.shape[3:]),
+      k.reshape(b * n, a, *k.shape[3:]),
+      v.reshape(b * n, a, *v.shape[3:]),
+      jnp.broadcast_to(jnp.arange(1, a + 1), (b * n, a)),
     )
     own = jax.tree.map(lambda y: y.reshape(b, n * a, *y.shape[2:]), own)
     heads = attention.merge(past, own)
@@ -236,15 +232,13 @@ class Layer(nn.Module):
     q = self.self_attn.query(normed, visible + step)
     new = self.self_attn.key_value(normed, visible + step)
     cache = tuple(
-        jax.lax.dynamic_update_slice_in_dim(old, part[:, :, None], step, 2)
-        for old, part in zip(cache, new, strict=True)
+      jax.lax.dynamic_update_slice_in_dim(old, part[:, :, None], step, 2)
+      for old, part in zip(cache, new, strict=True)
     )
     past = attention.dense(q, *trunk_kv, visible)
     own_kv = (y.reshape(b * n, *y.shape[2:]) for y in cache)
     limit = jnp.full((b * n, 1), step + 1)
-    own = attention.dense(
-        q.reshape(b * n, 1, *q.shape[2:]), *own_kv, limit
-    )
+    own = attention.dense(q.reshape(b * n, 1, *q.shape[2:]), *own_kv, limit)
     own = jax.tree.map(lambda y: y.reshape(b, n, *y.shape[2:]), own)
     return self._finish(x, attention.merge(past, own)), cache
 
@@ -267,25 +261,25 @@ class Qwen3(nn.Module):
   def setup(self):
     c = self.config
     self.embed_tokens = nn.Embed(
-        c.vocab_size,
-        c.hidden_size,
-        dtype=self.dtype,
-        name="embed_tokens",
-        embedding_init=nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), ("vocab", "embed")
-        ),
+      c.vocab_size,
+      c.hidden_size,
+      dtype=self.dtype,
+      name="embed_tokens",
+      embedding_init=nn.with_logical_partitioning(
+        nn.initializers.normal(0.02), ("vocab", "embed")
+      ),
     )
     layer = Layer
     if self.remat:
       layer = nn.remat(Layer, methods=["both"], static_argnums=(4,))
     self.layers = [
-        layer(c, self.dtype, self.dense, name=f"layers_{i}")
-        for i in range(c.num_hidden_layers)
+      layer(c, self.dtype, self.dense, name=f"layers_{i}")
+      for i in range(c.num_hidden_layers)
     ]
     self.norm = RMSNorm(c.rms_norm_eps, name="norm")
     if not c.tie_word_embeddings:
       self.lm_head = _linear(
-          "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
+        "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
       )
 
   def __call__(self, trunk, branch, visible):

@@ -29,7 +29,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
   score = rollouts.verifier(config)
   trajectories = {
-      t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
+    t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   work = list(_work(config, workdir))
   skipped: list[dict[str, Any]] = []
@@ -37,14 +37,14 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   with records.Appender(workdir / "profiles.jsonl") as out:
     done = {row["candidate_id"] for row in out.rows}
     for batch in tqdm.tqdm(
-        list(_batched(work, config.profile.trajectories_per_batch)),
-        desc="profile",
-        disable=None,
+      list(_batched(work, config.profile.trajectories_per_batch)),
+      desc="profile",
+      disable=None,
     ):
       turns = []
       for candidate in itertools.chain.from_iterable(batch):
         turn = rollouts.render_turn(
-            policy.tokenizer, trajectories[candidate.trajectory_id], candidate
+          policy.tokenizer, trajectories[candidate.trajectory_id], candidate
         )
         if len(turn.prompt) > config.data.max_prompt_tokens:
           skipped.append(_too_long(config, turn))
@@ -53,24 +53,24 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       if all(t.candidate.id in done for t in turns):
         continue
       groups = rollouts.roll_out(
-          engine,
-          policy.tokenizer,
-          turns,
-          group_size=config.profile.group_size,
-          sampling=sampling,
-          seeds=(
-              seeds.row_seed(config.seed, "profile", t.candidate.id, k)
-              for t in turns
-              for k in range(config.profile.group_size)
-          ),
-          score=score,
+        engine,
+        policy.tokenizer,
+        turns,
+        group_size=config.profile.group_size,
+        sampling=sampling,
+        seeds=(
+          seeds.row_seed(config.seed, "profile", t.candidate.id, k)
+          for t in turns
+          for k in range(config.profile.group_size)
+        ),
+        score=score,
       )
       tokens += engine.stats.sampled_tokens
       prompt_tokens += engine.stats.prompt_tokens
       out.append(
-          records.profile_to_json(profile(group, policy.version))
-          for group in groups
-          if group.turn.candidate.id not in done
+        records.profile_to_json(profile(group, policy.version))
+        for group in groups
+        if group.turn.candidate.id not in done
       )
     records.replace_skipped(workdir, "profile", skipped)
     _log(list(out.rows), time.monotonic() - started, tokens, prompt_tokens)
@@ -81,14 +81,14 @@ def profile(group: rollouts.Group, version: str) -> types.Profile:
   """A group's mean and population variance, with what was sampled."""
   rewards = np.array(group.rewards, np.float64)
   return types.Profile(
-      candidate_id=group.turn.candidate.id,
-      policy=version,
-      group_size=len(rewards),
-      rewards=tuple(float(r) for r in rewards),
-      reasons=tuple(v.reason for v in group.verdicts),
-      mean=float(rewards.mean()),
-      variance=float(rewards.var()),
-      completions=group.texts,
+    candidate_id=group.turn.candidate.id,
+    policy=version,
+    group_size=len(rewards),
+    rewards=tuple(float(r) for r in rewards),
+    reasons=tuple(v.reason for v in group.verdicts),
+    mean=float(rewards.mean()),
+    variance=float(rewards.var()),
+    completions=group.texts,
   )
 
 
@@ -96,8 +96,8 @@ def _work(config, workdir):
   """Candidates to profile, a list a trajectory, without the warm start's."""
   rows = records.read_candidates(workdir / "candidates.jsonl")
   by_trajectory = [
-      list(group)
-      for _, group in itertools.groupby(rows, lambda c: c.trajectory_id)
+    list(group)
+    for _, group in itertools.groupby(rows, lambda c: c.trajectory_id)
   ]
   if config.warm_start.steps:
     by_trajectory = by_trajectory[config.warm_start.trajectories :]
@@ -105,8 +105,8 @@ def _work(config, workdir):
     by_trajectory = by_trajectory[: config.profile.trajectories]
   if not by_trajectory:
     raise errors.InputError(
-        f"{workdir}/candidates.jsonl: no trajectory left to profile; expected"
-        f" more than warm_start.trajectories={config.warm_start.trajectories}"
+      f"{workdir}/candidates.jsonl: no trajectory left to profile; expected"
+      f" more than warm_start.trajectories={config.warm_start.trajectories}"
     )
   return by_trajectory
 
@@ -118,11 +118,11 @@ def _batched(work, size):
 
 def _too_long(config, turn):
   return {
-      "id": turn.candidate.id,
-      "reason": (
-          f"prompt of {len(turn.prompt)} tokens; data.max_prompt_tokens is"
-          f" {config.data.max_prompt_tokens}"
-      ),
+    "id": turn.candidate.id,
+    "reason": (
+      f"prompt of {len(turn.prompt)} tokens; data.max_prompt_tokens is"
+      f" {config.data.max_prompt_tokens}"
+    ),
   }
 
 
@@ -131,12 +131,12 @@ def _log(rows, seconds, tokens, prompt_tokens):
     return
   flat = np.array([row["variance"] == 0 for row in rows])
   logging.info(
-      "profile: %d candidates, mean reward %.3f, zero-variance share %.3f,"
-      " %.0f s, %.0f sampled tokens/s (%d tokens of prompts shared)",
-      len(rows),
-      np.mean([row["mean"] for row in rows]),
-      flat.mean(),
-      seconds,
-      tokens / max(seconds, 1e-9),
-      prompt_tokens,
+    "profile: %d candidates, mean reward %.3f, zero-variance share %.3f,"
+    " %.0f s, %.0f sampled tokens/s (%d tokens of prompts shared)",
+    len(rows),
+    np.mean([row["mean"] for row in rows]),
+    flat.mean(),
+    seconds,
+    tokens / max(seconds, 1e-9),
+    prompt_tokens,
   )

@@ -56,17 +56,17 @@ Verify = Callable[[Turn, types.Action | types.ParseFailure], types.Verdict]
 
 
 def render_turn(
-    tokenizer: PreTrainedTokenizerBase,
-    trajectory: types.Trajectory,
-    candidate: types.Candidate,
+  tokenizer: PreTrainedTokenizerBase,
+  trajectory: types.Trajectory,
+  candidate: types.Candidate,
 ) -> Turn:
   """The turn's prompt, by the tokenizer's own chat template."""
   prefix = candidates_lib.prefix_messages(trajectory, candidate)
   return Turn(
-      candidate,
-      render.prompt_ids(tokenizer, prefix, trajectory.tools),
-      trajectory.tools,
-      trajectory.extra,
+    candidate,
+    render.prompt_ids(tokenizer, prefix, trajectory.tools),
+    trajectory.tools,
+    trajectory.extra,
   )
 
 
@@ -74,45 +74,45 @@ def verifier(config: Any) -> Verify:
   """The reward of a run: `config.verifier`, or exact match."""
   name = "strict" if config.reward == "strict" else config.verifier.name
   options = (
-      {} if config.reward == "strict" else config.verifier.options.to_dict()
+    {} if config.reward == "strict" else config.verifier.options.to_dict()
   )
   setting = config.verifier.setting
 
   def score(turn, action):
     return verify.verify(
-        name,
-        turn.candidate.demonstration,
-        action,
-        tools=turn.tools,
-        config=options,
-        setting=setting,
-        row=turn.row,
+      name,
+      turn.candidate.demonstration,
+      action,
+      tools=turn.tools,
+      config=options,
+      setting=setting,
+      row=turn.row,
     )
 
   return score
 
 
 def sampling_params(
-    tokenizer: PreTrainedTokenizerBase, rollout: Any
+  tokenizer: PreTrainedTokenizerBase, rollout: Any
 ) -> base.SamplingParams:
   """`config.rollout` as the engine takes it."""
   return base.SamplingParams(
-      max_tokens=rollout.max_tokens,
-      stop_ids=tokenizer_lib.stop_ids(tokenizer),
-      temperature=rollout.temperature,
-      top_p=rollout.top_p,
+    max_tokens=rollout.max_tokens,
+    stop_ids=tokenizer_lib.stop_ids(tokenizer),
+    temperature=rollout.temperature,
+    top_p=rollout.top_p,
   )
 
 
 def roll_out(
-    engine: base.Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[Turn],
-    *,
-    group_size: int,
-    sampling: base.SamplingParams,
-    seeds: Iterable[int],
-    score: Verify,
+  engine: base.Engine,
+  tokenizer: PreTrainedTokenizerBase,
+  turns: Sequence[Turn],
+  *,
+  group_size: int,
+  sampling: base.SamplingParams,
+  seeds: Iterable[int],
+  score: Verify,
 ) -> list[Group]:
   """Samples `group_size` actions of every turn and scores them.
 
@@ -135,20 +135,18 @@ def roll_out(
     completions = sampled[i * group_size : (i + 1) * group_size]
     read = [parse.read(tokenizer, c) for c in completions]
     verdicts = [
-        score(
-            turn,
-            said
-            if isinstance(said, types.ParseFailure)
-            else types.action_of(said),
-        )
-        for _, said in read
+      score(
+        turn,
+        said if isinstance(said, types.ParseFailure) else types.action_of(said),
+      )
+      for _, said in read
     ]
     groups.append(
-        Group(
-            turn,
-            tuple(completions),
-            tuple(text for text, _ in read),
-            tuple(verdicts),
-        )
+      Group(
+        turn,
+        tuple(completions),
+        tuple(text for text, _ in read),
+        tuple(verdicts),
+      )
     )
   return groups

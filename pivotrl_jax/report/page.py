@@ -15,7 +15,7 @@ _LONGEST = 6000  # Characters of one text in the page.
 
 
 def page(
-    run: tables.Run, figures: dict[str, bytes], *, most_pivots: int
+  run: tables.Run, figures: dict[str, bytes], *, most_pivots: int
 ) -> str:
   """The page; all that a model or a log wrote is escaped.
 
@@ -27,20 +27,19 @@ def page(
   environment = jinja2.Environment(autoescape=True, trim_blocks=True)
   template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
   text = template.render(
-      title=run.config["domain"],
-      headline=headline(run),
-      tables=[
-          ("Success", tables.success(run)),
-          ("Difference", tables.differences(run)),
-          ("From trajectories to pivots", tables.funnel(run)),
-          ("Training", tables.training(run)),
-      ],
-      figures=[
-          (name, base64.b64encode(data).decode())
-          for name, data in figures.items()
-      ],
-      pivots=_pivots(run, most_pivots),
-      total=len(run.pivots),
+    title=run.config["domain"],
+    headline=headline(run),
+    tables=[
+      ("Success", tables.success(run)),
+      ("Difference", tables.differences(run)),
+      ("From trajectories to pivots", tables.funnel(run)),
+      ("Training", tables.training(run)),
+    ],
+    figures=[
+      (name, base64.b64encode(data).decode()) for name, data in figures.items()
+    ],
+    pivots=_pivots(run, most_pivots),
+    total=len(run.pivots),
   )
   # Lone surrogates of a log have no UTF-8.
   return text.encode("utf-8", "replace").decode("utf-8")
@@ -55,20 +54,20 @@ def headline(run: tables.Run) -> dict[str, str] | None:
   rows = {(r[0], r[1]): r[3] for r in tables.success(run)[1]}
   count, mean, low, high = found
   return {
-      "before": rows[(suite, "base")],
-      "after": rows[(suite, "trained")],
-      "tasks": str(count),
-      "difference": f"{100 * mean:+.1f} points",
-      "interval": f"{100 * low:+.1f} to {100 * high:+.1f}",
+    "before": rows[(suite, "base")],
+    "after": rows[(suite, "trained")],
+    "tasks": str(count),
+    "difference": f"{100 * mean:+.1f} points",
+    "interval": f"{100 * low:+.1f} to {100 * high:+.1f}",
   }
 
 
 def _pivots(run, most):
   profiles = {p.candidate_id: p for p in run.profiles}
   return [
-      _pivot(run, profiles[p.candidate_id])
-      for p in run.pivots[:most]
-      if p.candidate_id in profiles
+    _pivot(run, profiles[p.candidate_id])
+    for p in run.pivots[:most]
+    if p.candidate_id in profiles
   ]
 
 

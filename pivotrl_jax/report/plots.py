@@ -14,11 +14,11 @@ from pivotrl_jax.report import tables  # noqa: E402
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#8a8f98"
 _CURVES = {
-    "reward": ("rollout/reward_mean", "mean reward of rollouts"),
-    "variance": ("signal/reward_std", "reward std within groups"),
-    "zero_variance": ("signal/zero_variance", "share of zero-variance groups"),
-    "kl": ("ordering/kl", "KL to the starting policy, nats an action"),
-    "heldout_tau": ("heldout/tau", "Kendall tau on held-out prompts"),
+  "reward": ("rollout/reward_mean", "mean reward of rollouts"),
+  "variance": ("signal/reward_std", "reward std within groups"),
+  "zero_variance": ("signal/zero_variance", "share of zero-variance groups"),
+  "kl": ("ordering/kl", "KL to the starting policy, nats an action"),
+  "heldout_tau": ("heldout/tau", "Kendall tau on held-out prompts"),
 }
 
 
@@ -49,7 +49,7 @@ def _histogram(run):
   threshold = run.config["pivots"]["threshold"]
   axes.axvspan(0.5 / size, threshold, color=_BLUE, alpha=0.08)
   axes.axvline(
-      threshold, color=_ORANGE, linestyle="--", label=f"threshold {threshold}"
+    threshold, color=_ORANGE, linestyle="--", label=f"threshold {threshold}"
   )
   axes.legend(frameon=False)
   return _png(figure)
@@ -71,9 +71,9 @@ def _success(run):
   figure, axes = _axes("", "success, %")
   for i, (suite, policy) in enumerate(arms):
     wins = [
-        r["success"]
-        for r in run.evals
-        if (r["suite"], r["policy"]) == (suite, policy)
+      r["success"]
+      for r in run.evals
+      if (r["suite"], r["policy"]) == (suite, policy)
     ]
     low, high = intervals.wilson(sum(wins), len(wins))
     rate = 100 * sum(wins) / len(wins)
@@ -83,7 +83,7 @@ def _success(run):
         yerr=[[rate - 100 * low], [100 * high - rate]], capsize=4,
     )  # fmt: skip
   axes.set_xticks(
-      range(len(arms)), [f"{suite}\n{policy}" for suite, policy in arms]
+    range(len(arms)), [f"{suite}\n{policy}" for suite, policy in arms]
   )
   axes.set_ylim(0, 100)
   return _png(figure)

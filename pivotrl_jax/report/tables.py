@@ -39,20 +39,18 @@ def read(workdir: pathlib.Path) -> Run:
     return list(reader(path)) if path.exists() else []
 
   return Run(
-      config=json.loads((workdir / "config.json").read_text())["config"],
-      trajectories={
-          t.id: t
-          for t in read_all(records.read_trajectories, "trajectories.jsonl")
-      },
-      candidates={
-          c.id: c
-          for c in read_all(records.read_candidates, "candidates.jsonl")
-      },
-      profiles=read_all(records.read_profiles, "profiles.jsonl"),
-      pivots=read_all(records.read_pivots, "pivots.jsonl"),
-      metrics=rows("metrics.jsonl"),
-      evals=rows("evals.jsonl"),
-      skipped=rows("skipped.jsonl"),
+    config=json.loads((workdir / "config.json").read_text())["config"],
+    trajectories={
+      t.id: t for t in read_all(records.read_trajectories, "trajectories.jsonl")
+    },
+    candidates={
+      c.id: c for c in read_all(records.read_candidates, "candidates.jsonl")
+    },
+    profiles=read_all(records.read_profiles, "profiles.jsonl"),
+    pivots=read_all(records.read_pivots, "pivots.jsonl"),
+    metrics=rows("metrics.jsonl"),
+    evals=rows("evals.jsonl"),
+    skipped=rows("skipped.jsonl"),
   )
 
 
@@ -68,7 +66,8 @@ def success(run: Run) -> Table:
     rows = _rows(run, suite, policy)
     wins = sum(r["success"] for r in rows)
     low, high = intervals.wilson(wins, len(rows))
-    body.append((
+    body.append(
+      (
         suite,
         policy,
         str(len(rows)),
@@ -76,7 +75,8 @@ def success(run: Run) -> Table:
         f"{100 * low:.1f} to {100 * high:.1f} %",
         f"{np.mean([r['turns'] for r in rows]):.1f}",
         f"{np.mean([r['tokens'] for r in rows]):.0f}",
-    ))
+      )
+    )
   return head, body
 
 
@@ -88,31 +88,31 @@ def differences(run: Run) -> Table:
     found = difference(run, suite)
     if found is not None:
       count, mean, low, high = found
-      body.append((
+      body.append(
+        (
           suite,
           str(count),
           f"{100 * mean:+.1f} points",
           f"{100 * low:+.1f} to {100 * high:+.1f}",
-      ))
+        )
+      )
   return head, body
 
 
-def difference(
-    run: Run, suite: str
-) -> tuple[int, float, float, float] | None:
+def difference(run: Run, suite: str) -> tuple[int, float, float, float] | None:
   """(tasks, mean, low, high) of trained minus base; None without both."""
   base, trained = (
-      {
-          (r["task"], r["seed"]): float(r["success"])
-          for r in _rows(run, suite, policy)
-      }
-      for policy in ("base", "trained")
+    {
+      (r["task"], r["seed"]): float(r["success"])
+      for r in _rows(run, suite, policy)
+    }
+    for policy in ("base", "trained")
   )
   keys = sorted(set(base) & set(trained))
   if len(keys) < 2:
     return None
   return len(keys), *intervals.paired_difference(
-      np.array([base[k] for k in keys]), np.array([trained[k] for k in keys])
+    np.array([base[k] for k in keys]), np.array([trained[k] for k in keys])
   )
 
 
@@ -125,20 +125,18 @@ def funnel(run: Run) -> Table:
     return f"{len(rows)} ({100 * len(rows) / count:.0f} %)"
 
   return ("step", "count"), [
-      ("trajectories", str(len(run.trajectories))),
-      ("candidates", str(len(run.candidates))),
-      ("profiled", str(len(run.profiles))),
-      ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
-      ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
-      ("pivots kept", share(run.pivots)),
-      *(
-          (f"left out by {stage}: {reason}", str(n))
-          for (stage, reason), n in sorted(
-              Counter(
-                  (r["stage"], r["reason"]) for r in run.skipped
-              ).items()
-          )
-      ),
+    ("trajectories", str(len(run.trajectories))),
+    ("candidates", str(len(run.candidates))),
+    ("profiled", str(len(run.profiles))),
+    ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
+    ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
+    ("pivots kept", share(run.pivots)),
+    *(
+      (f"left out by {stage}: {reason}", str(n))
+      for (stage, reason), n in sorted(
+        Counter((r["stage"], r["reason"]) for r in run.skipped).items()
+      )
+    ),
   ]
 
 
@@ -159,8 +157,8 @@ def markdown(table: Table) -> str:
   head, body = table
   lines = [head, ("---",) * len(head), *body]
   return "".join(
-      "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n"
-      for line in lines
+    "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n"
+    for line in lines
   )
 
 
@@ -169,6 +167,4 @@ def _arms(run):
 
 
 def _rows(run, suite, policy):
-  return [
-      r for r in run.evals if (r["suite"], r["policy"]) == (suite, policy)
-  ]
+  return [r for r in run.evals if (r["suite"], r["policy"]) == (suite, policy)]

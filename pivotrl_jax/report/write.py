@@ -29,9 +29,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   headline = page.headline(found)
   if headline:
     logging.info(
-        "report: success %(before)s -> %(after)s on %(tasks)s held-out tasks,"
-        " %(difference)s, paired 95 %% interval %(interval)s",
-        headline,
+      "report: success %(before)s -> %(after)s on %(tasks)s held-out tasks,"
+      " %(difference)s, paired 95 %% interval %(interval)s",
+      headline,
     )
 
 
@@ -40,16 +40,16 @@ def _markdown(found, figures):
   headline = page.headline(found)
   if headline:
     parts.append(
-        "**{before} -> {after}** success on {tasks} held-out tasks;"
-        " {difference}, paired 95 % interval {interval}.\n".format(**headline)
+      "**{before} -> {after}** success on {tasks} held-out tasks;"
+      " {difference}, paired 95 % interval {interval}.\n".format(**headline)
     )
   else:
     parts.append("No evaluation of a base and a trained policy here.\n")
   for name, table in (
-      ("Success", tables.success(found)),
-      ("Difference", tables.differences(found)),
-      ("From trajectories to pivots", tables.funnel(found)),
-      ("Training", tables.training(found)),
+    ("Success", tables.success(found)),
+    ("Difference", tables.differences(found)),
+    ("From trajectories to pivots", tables.funnel(found)),
+    ("Training", tables.training(found)),
   ):
     if table[1]:
       parts.append(f"## {name}\n\n{tables.markdown(table)}")

@@ -19,10 +19,10 @@ class Checkpoints:
   def __init__(self, path: pathlib.Path, *, keep: int):
     self._path = path
     self._manager = ocp.CheckpointManager(
-        path.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True
-        ),
+      path.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True
+      ),
     )
 
   def __enter__(self) -> "Checkpoints":
@@ -45,7 +45,7 @@ class Checkpoints:
     except (ValueError, KeyError, OSError) as error:
       first = str(error).splitlines()[0]
       raise errors.InputError(
-          f"{place}: {first:.200}; expected a checkpoint of this policy"
+        f"{place}: {first:.200}; expected a checkpoint of this policy"
       ) from error
 
   def save(self, step: int, state: Any) -> None:
@@ -62,15 +62,15 @@ def _check(place, found, state):
   if found is None:
     return
   shapes = {
-      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found)
   }
   wanted = {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
   }
   for name, shape in wanted.items():
     if name in shapes and shapes[name] != shape:
       raise errors.InputError(
-          f"{place}: {name} has shape {shapes[name]}; expected {shape}"
+        f"{place}: {name} has shape {shapes[name]}; expected {shape}"
       )

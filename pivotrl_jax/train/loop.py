@@ -41,21 +41,22 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   policy = policy_lib.starting(config, workdir)
   t = config.train
   tx = state_lib.optimizer(
-      learning_rate=t.learning_rate,
-      warmup_steps=t.warmup_steps,
-      weight_decay=t.weight_decay,
-      clip_norm=t.clip_norm,
+    learning_rate=t.learning_rate,
+    warmup_steps=t.warmup_steps,
+    weight_decay=t.weight_decay,
+    clip_norm=t.clip_norm,
   )
   state = state_lib.create(policy.params, tx)
-  with checkpoints.Checkpoints(
+  with (
+    checkpoints.Checkpoints(
       workdir / "checkpoints", keep=t.keep_checkpoints
-  ) as saved, metrics_lib.MetricWriter(workdir) as writer:
+    ) as saved,
+    metrics_lib.MetricWriter(workdir) as writer,
+  ):
     state = saved.restore_latest(state)
     first = int(state.step)
     writer.truncate(first)
-    advance, state = METHODS[config.method](
-        config, workdir, policy, tx, state
-    )
+    advance, state = METHODS[config.method](config, workdir, policy, tx, state)
     bar = tqdm.tqdm(
         range(first, t.steps), initial=first, total=t.steps,
         desc="train", disable=None,
@@ -70,10 +71,10 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
         saved.save(index + 1, state)
   hf.save(
-      workdir / "export",
-      jax.device_get(state.params),
-      policy.hf_config,
-      policy.path,
+    workdir / "export",
+    jax.device_get(state.params),
+    policy.hf_config,
+    policy.path,
   )
 
 
@@ -81,17 +82,17 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """GRPO on single-turn rollouts at pivots."""
   turns = load_turns(config, workdir, policy.tokenizer)
   means = {
-      p.candidate_id: p.mean
-      for p in records.read_pivots(workdir / "pivots.jsonl")
+    p.candidate_id: p.mean
+    for p in records.read_pivots(workdir / "pivots.jsonl")
   }
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
   score = rollouts.verifier(config)
   log_probs_fn = sft.log_probs_fn(
-      config, policy.config, temperature=config.rollout.temperature
+    config, policy.config, temperature=config.rollout.temperature
   )
   step, state = _parallel(
-      config, policy, state, _grpo_step(config, log_probs_fn, tx)
+    config, policy, state, _grpo_step(config, log_probs_fn, tx)
   )
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
   reference = jax.device_put(policy.params)
@@ -100,20 +101,20 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   def advance(state, index):
     engine.load(state.params, f"step {index}")
     chosen = [
-        turns[sft.permuted(len(turns), config.seed, index * per_step + i)]
-        for i in range(per_step)
+      turns[sft.permuted(len(turns), config.seed, index * per_step + i)]
+      for i in range(per_step)
     ]
     groups = rollouts.roll_out(
-        engine,
-        policy.tokenizer,
-        chosen,
-        group_size=size,
-        sampling=sampling,
-        seeds=(
-            seeds.row_seed(config.seed, "train", index, row)
-            for row in range(per_step * size)
-        ),
-        score=score,
+      engine,
+      policy.tokenizer,
+      chosen,
+      group_size=size,
+      sampling=sampling,
+      seeds=(
+        seeds.row_seed(config.seed, "train", index, row)
+        for row in range(per_step * size)
+      ),
+      score=score,
     )
     rewards = np.array([g.rewards for g in groups], np.float32)
     batch, places = _pack(config, groups, rewards)
@@ -121,7 +122,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       batch = batch.replace(
-          old_log_probs=_score(log_probs_fn, state.params, batch)
+        old_log_probs=_score(log_probs_fn, state.params, batch)
       )
     for update in range(config.train.updates_per_batch):
       state, metrics, branch = step(state, batch)
@@ -146,7 +147,7 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
   log_probs_fn = sft.log_probs_fn(config, policy.config)
   step, state = _parallel(
-      config, policy, state, sft.train_step(log_probs_fn, tx)
+    config, policy, state, sft.train_step(log_probs_fn, tx)
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
@@ -166,40 +167,40 @@ METHODS = {"pivotrl": _pivotrl, "sft": _sft}
 
 
 def load_turns(
-    config: Any, workdir: pathlib.Path, tokenizer: Any
+  config: Any, workdir: pathlib.Path, tokenizer: Any
 ) -> list[rollouts.Turn]:
   """The pivots of pivots.jsonl, rendered."""
   trajectories = {
-      t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
+    t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   candidates = {
-      c.id: c for c in records.read_candidates(workdir / "candidates.jsonl")
+    c.id: c for c in records.read_candidates(workdir / "candidates.jsonl")
   }
   chosen = [
-      candidates[p.candidate_id]
-      for p in records.read_pivots(workdir / "pivots.jsonl")
+    candidates[p.candidate_id]
+    for p in records.read_pivots(workdir / "pivots.jsonl")
   ]
   return [
-      rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
-      for c in chosen
+    rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
+    for c in chosen
   ]
 
 
 def _pack(config, groups, rewards):
   """Groups -> TrainBatch, and where each row stands in it."""
   advantages = grpo.advantages(
-      jnp.asarray(rewards), estimator=config.train.advantage
+    jnp.asarray(rewards), estimator=config.train.advantage
   )
   completions = [c for g in groups for c in g.completions]
   return batches.pack(
-      batches.Rows(
-          prompts=[g.turn.prompt for g in groups for _ in g.completions],
-          actions=[c.ids for c in completions],
-          weights=_weights(config, [len(c.ids) for c in completions]),
-          advantages=np.asarray(advantages).reshape(-1),
-          sampler_log_probs=[c.log_probs for c in completions],
-      ),
-      **_layout(config),
+    batches.Rows(
+      prompts=[g.turn.prompt for g in groups for _ in g.completions],
+      actions=[c.ids for c in completions],
+      weights=_weights(config, [len(c.ids) for c in completions]),
+      advantages=np.asarray(advantages).reshape(-1),
+      sampler_log_probs=[c.log_probs for c in completions],
+    ),
+    **_layout(config),
   )
 
 
@@ -207,9 +208,9 @@ def _weights(config, lengths):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
   weights = grpo.token_weights(
-      jnp.asarray(mask, jnp.float32),
-      norm=config.train.loss_norm,
-      width=config.rollout.max_tokens,
+    jnp.asarray(mask, jnp.float32),
+    norm=config.train.loss_norm,
+    width=config.rollout.max_tokens,
   )
   return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
 
@@ -222,19 +223,19 @@ def _layout(config):
 def _grpo_step(config, log_probs_fn, tx):
   t = config.train
   return functools.partial(
-      step_lib.train_step,
-      loss_fn=functools.partial(
-          step_lib.grpo_loss,
-          log_probs_fn=log_probs_fn,
-          clip_low=t.clip_low,
-          clip_high=t.clip_high,
-          kl=t.kl,
-          kl_coef=t.kl_coef,
-          loss_norm=t.loss_norm,
-          importance_cap=t.importance_cap,
-          importance_floor=t.importance_floor,
-      ),
-      tx=tx,
+    step_lib.train_step,
+    loss_fn=functools.partial(
+      step_lib.grpo_loss,
+      log_probs_fn=log_probs_fn,
+      clip_low=t.clip_low,
+      clip_high=t.clip_high,
+      kl=t.kl,
+      kl_coef=t.kl_coef,
+      loss_norm=t.loss_norm,
+      importance_cap=t.importance_cap,
+      importance_floor=t.importance_floor,
+    ),
+    tx=tx,
   )
 
 

@@ -36,7 +36,7 @@ class MetricWriter:
     self._file = open(self._path, "a", encoding="utf-8")
 
   def write(
-      self, step: int, scalars: dict[str, float], *, seconds: float
+    self, step: int, scalars: dict[str, float], *, seconds: float
   ) -> None:
     """One row of metrics.jsonl; call `truncate` first."""
     row = {"step": step} | dict(sorted(scalars.items()))

@@ -31,11 +31,11 @@ class Monitor:
   """
 
   def __init__(
-      self,
-      config: Any,
-      policy: policy_lib.Policy,
-      engine: base.Engine,
-      log_probs_fn: Callable[..., Any],
+    self,
+    config: Any,
+    policy: policy_lib.Policy,
+    engine: base.Engine,
+    log_probs_fn: Callable[..., Any],
   ):
     self._score = jax.jit(functools.partial(_sequence_log_probs, log_probs_fn))
     self._watched, self._places = _watched(config, policy, engine)
@@ -44,34 +44,34 @@ class Monitor:
       self._start = self._watched_log_probs(jax.device_put(policy.params))
 
   def rollouts(
-      self,
-      groups: Sequence[rollouts.Group],
-      rewards: np.ndarray,
-      batch: batches.TrainBatch,
-      tokens: int,
+    self,
+    groups: Sequence[rollouts.Group],
+    rewards: np.ndarray,
+    batch: batches.TrainBatch,
+    tokens: int,
   ) -> Scalars:
     """`rollout/` and `signal/` scalars of a step's groups."""
     completions = [c for g in groups for c in g.completions]
     reasons = [v.reason for g in groups for v in g.verdicts]
     trackers = jax.device_get(signal.group_signal(jnp.asarray(rewards)))
     return {
-        "rollout/reward_mean": float(trackers.pop("reward_mean")),
-        "rollout/tokens": float(tokens),
-        "rollout/action_tokens": float(
-            np.mean([len(c.ids) for c in completions])
-        ),
-        "rollout/cut_off": reasons.count("cut_off") / len(reasons),
-        "rollout/padding": batches.padding_share(batch),
-        **{f"signal/{k}": float(v) for k, v in trackers.items()},
-        "signal/expected_gain": float(trackers["reward_std"]),
+      "rollout/reward_mean": float(trackers.pop("reward_mean")),
+      "rollout/tokens": float(tokens),
+      "rollout/action_tokens": float(
+        np.mean([len(c.ids) for c in completions])
+      ),
+      "rollout/cut_off": reasons.count("cut_off") / len(reasons),
+      "rollout/padding": batches.padding_share(batch),
+      **{f"signal/{k}": float(v) for k, v in trackers.items()},
+      "signal/expected_gain": float(trackers["reward_std"]),
     }
 
   def ordering(
-      self,
-      rewards: np.ndarray,
-      log_probs: np.ndarray,
-      start: np.ndarray,
-      means: np.ndarray,
+    self,
+    rewards: np.ndarray,
+    log_probs: np.ndarray,
+    start: np.ndarray,
+    means: np.ndarray,
   ) -> Scalars:
     """`ordering/` scalars: KL and log-ratio spread within each class.
 
@@ -88,19 +88,19 @@ class Monitor:
     rho = signal.clip_mass(jnp.asarray(means), rewards.shape[1])
     split = ordering.sampled_split(now, before, accept, rho)
     parts = {
-        "kl": split["kl"],
-        "kl_inside": split["inside"],
-        "kl_outside": split["outside"],
-        "jump": split["jump"],
+      "kl": split["kl"],
+      "kl_inside": split["inside"],
+      "kl_outside": split["outside"],
+      "jump": split["jump"],
     }
     for name, side in (("inside", accept), ("outside", ~accept)):
       parts[f"spread_{name}"] = jnp.where(
-          side.sum(1) > 1, ordering.spread(now, before, side), jnp.nan
+        side.sum(1) > 1, ordering.spread(now, before, side), jnp.nan
       )
     host = jax.device_get(parts)
     finite = {k: v[np.isfinite(v)] for k, v in host.items()}
     return {
-        f"ordering/{k}": float(v.mean()) for k, v in finite.items() if len(v)
+      f"ordering/{k}": float(v.mean()) for k, v in finite.items() if len(v)
     }
 
   def held_out(self, params: Any) -> Scalars:
@@ -115,8 +115,8 @@ class Monitor:
     drift = np.where(distinct, np.abs(now - start), 0.0)
     taus = kept["tau"][np.isfinite(kept["tau"])]
     scalars = {
-        "heldout/drift": float(drift.sum() / max(distinct.sum(), 1)),
-        "heldout/inversions": float(kept["inversions"].sum()),
+      "heldout/drift": float(drift.sum() / max(distinct.sum(), 1)),
+      "heldout/inversions": float(kept["inversions"].sum()),
     }
     if len(taus):
       scalars["heldout/tau"] = float(taus.mean())
@@ -127,9 +127,11 @@ class Monitor:
     return found.reshape(-1)[self._places].reshape(self._shape)
 
   def _distinct(self):
-    ids = np.asarray(self._watched.actions).reshape(
-        -1, self._watched.actions.shape[-1]
-    )[self._places].reshape(*self._shape, -1)
+    ids = (
+      np.asarray(self._watched.actions)
+      .reshape(-1, self._watched.actions.shape[-1])[self._places]
+      .reshape(*self._shape, -1)
+    )
     out = np.ones(self._shape, bool)
     for row, actions in enumerate(ids):
       seen = set()
@@ -152,27 +154,24 @@ def _watched(config, policy, engine):
     return None, None
   questions = benchmarks.questions("watch", config.seed, t.watch_prompts)
   prompts = [
-      render.prompt_ids(policy.tokenizer, q.messages, ())
-      for q in questions
-      for _ in range(t.watch_actions)
+    render.prompt_ids(policy.tokenizer, q.messages, ())
+    for q in questions
+    for _ in range(t.watch_actions)
   ]
   sampled = engine.sample(
-      prompts,
-      base.SamplingParams(
-          max_tokens=config.rollout.max_tokens,
-          stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
-      ),
-      [
-          seeds.row_seed(config.seed, "watch", i)
-          for i in range(len(prompts))
-      ],
+    prompts,
+    base.SamplingParams(
+      max_tokens=config.rollout.max_tokens,
+      stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
+    ),
+    [seeds.row_seed(config.seed, "watch", i) for i in range(len(prompts))],
   )
   return batches.pack(
-      batches.Rows(
-          prompts=prompts,
-          actions=[c.ids for c in sampled],
-          weights=[np.ones(len(c.ids), np.float32) for c in sampled],
-          advantages=np.zeros(len(sampled), np.float32),
-          sampler_log_probs=[c.log_probs for c in sampled],
-      )
+    batches.Rows(
+      prompts=prompts,
+      actions=[c.ids for c in sampled],
+      weights=[np.ones(len(c.ids), np.float32) for c in sampled],
+      advantages=np.zeros(len(sampled), np.float32),
+      sampler_log_probs=[c.log_probs for c in sampled],
+    )
   )

@@ -19,12 +19,12 @@ from pivotrl_jax.models import qwen3
 AXIS = "data"
 # Logical axes of the parameters (models/qwen3.py) to axes of the mesh.
 RULES = (
-    ("vocab", "model"),
-    ("embed", AXIS),
-    ("heads", "model"),
-    ("kv", "model"),
-    ("mlp", "model"),
-    ("head_dim", None),
+  ("vocab", "model"),
+  ("embed", AXIS),
+  ("heads", "model"),
+  ("kv", "model"),
+  ("mlp", "model"),
+  ("head_dim", None),
 )
 
 
@@ -43,7 +43,7 @@ def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
 
   def wrapped(state, batch):
     state = jax.tree.map(
-        lambda x: np.broadcast_to(x, (count, *np.shape(x))), state
+      lambda x: np.broadcast_to(x, (count, *np.shape(x))), state
     )
     state, metrics, rows = run(state, jax.tree.map(_split(count), batch))
     state, metrics = jax.tree.map(lambda x: x[0], (state, metrics))
@@ -53,7 +53,7 @@ def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sharded(
-    step: Callable[..., Any], state: Any, config: qwen3.Config, mesh: Mesh
+  step: Callable[..., Any], state: Any, config: qwen3.Config, mesh: Mesh
 ) -> tuple[Callable[..., Any], Any]:
   """`step` under jit, with state sharded by `RULES` and trees over data.
 
@@ -70,10 +70,10 @@ def sharded(
   by_tree = NamedSharding(mesh, PartitionSpec(None, AXIS))
   layout = state_sharding(state, config, mesh)
   run = jax.jit(
-      step,
-      in_shardings=(layout, by_tree),
-      out_shardings=(layout, whole, by_tree),
-      donate_argnums=0,
+    step,
+    in_shardings=(layout, by_tree),
+    out_shardings=(layout, whole, by_tree),
+    donate_argnums=0,
   )
   return run, jax.device_put(state, layout)
 
@@ -87,14 +87,14 @@ def mesh(model_parallel: int = 1) -> Mesh:
 def state_sharding(state: Any, config: qwen3.Config, mesh: Mesh) -> Any:
   """A NamedSharding for every leaf: parameters and their moments alike."""
   boxed = jax.eval_shape(
-      functools.partial(qwen3.init_params, config), jax.random.key(0)
+    functools.partial(qwen3.init_params, config), jax.random.key(0)
   )
   specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
   by_path = {
-      jax.tree_util.keystr(path): spec
-      for path, spec in jax.tree_util.tree_leaves_with_path(
-          specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-      )
+    jax.tree_util.keystr(path): spec
+    for path, spec in jax.tree_util.tree_leaves_with_path(
+      specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
   }
 
   def place(path, leaf):
@@ -110,10 +110,12 @@ def state_sharding(state: Any, config: qwen3.Config, mesh: Mesh) -> Any:
 
 def _fitting(spec, shape, mesh):
   """Drops the axes that do not divide their dimension."""
-  return PartitionSpec(*(
+  return PartitionSpec(
+    *(
       axis if axis and not size % mesh.shape[axis] else None
       for axis, size in zip(spec, shape, strict=True)
-  ))
+    )
+  )
 
 
 def _split(count):

@@ -33,13 +33,13 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
   warm = config.warm_start
   policy = policy_lib.load(pathlib.Path(config.model.path or policy_lib.MINI))
   demonstrations = load_demonstrations(
-      config, workdir, policy.tokenizer, most=warm.trajectories
+    config, workdir, policy.tokenizer, most=warm.trajectories
   )
   tx = state_lib.optimizer(
-      learning_rate=warm.learning_rate,
-      warmup_steps=min(10, warm.steps // 4),
-      weight_decay=0.0,
-      clip_norm=1.0,
+    learning_rate=warm.learning_rate,
+    warmup_steps=min(10, warm.steps // 4),
+    weight_decay=0.0,
+    clip_norm=1.0,
   )
   state = state_lib.create(policy.params, tx)
   step = parallel.jitted(train_step(log_probs_fn(config, policy.config), tx))
@@ -47,7 +47,7 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
   for index in bar:
     chosen = choose(demonstrations, config.seed, index, config.sft.turns)
     batch, _ = batches.pack(
-        rows(chosen), micro_batches=config.train.micro_batches
+      rows(chosen), micro_batches=config.train.micro_batches
     )
     state, metrics, _ = step(state, batch)
   logging.info(
@@ -55,10 +55,10 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
       warm.steps, len(demonstrations), metrics["loss"],
   )  # fmt: skip
   hf.save(
-      workdir / policy_lib.WARM_START,
-      jax.device_get(state.params),
-      policy.hf_config,
-      policy.path,
+    workdir / policy_lib.WARM_START,
+    jax.device_get(state.params),
+    policy.hf_config,
+    policy.path,
   )
 
 
@@ -67,11 +67,11 @@ Demonstration = tuple[np.ndarray, np.ndarray]
 
 
 def load_demonstrations(
-    config: Any,
-    workdir: pathlib.Path,
-    tokenizer: Any,
-    *,
-    most: int = 0,
+  config: Any,
+  workdir: pathlib.Path,
+  tokenizer: Any,
+  *,
+  most: int = 0,
 ) -> list[list[Demonstration]]:
   """The turns of each trajectory that fit `data.max_prompt_tokens`."""
   wanted: dict[str, list[types.Candidate]] = {}
@@ -82,14 +82,14 @@ def load_demonstrations(
   for trajectory in records.read_trajectories(workdir / "trajectories.jsonl"):
     if trajectory.id in names:
       turns = _demonstrations(
-          config, tokenizer, trajectory, wanted[trajectory.id]
+        config, tokenizer, trajectory, wanted[trajectory.id]
       )
       found[trajectory.id] = turns
   kept = [found[name] for name in names if found[name]]
   if not kept:
     raise errors.InputError(
-        f"{workdir}/candidates.jsonl: no demonstration within"
-        f" data.max_prompt_tokens={config.data.max_prompt_tokens}; expected one"
+      f"{workdir}/candidates.jsonl: no demonstration within"
+      f" data.max_prompt_tokens={config.data.max_prompt_tokens}; expected one"
     )
   return kept
 
@@ -102,20 +102,20 @@ def _demonstrations(config, tokenizer, trajectory, candidates):
     if len(prompt) > config.data.max_prompt_tokens:
       continue
     action = render.action_ids(
-        tokenizer,
-        prefix,
-        trajectory.messages[candidate.prefix],
-        trajectory.tools,
+      tokenizer,
+      prefix,
+      trajectory.messages[candidate.prefix],
+      trajectory.tools,
     )
     turns.append((prompt, action))
   return turns
 
 
 def choose(
-    demonstrations: Sequence[Sequence[Demonstration]],
-    seed: int,
-    step: int,
-    turns: int,
+  demonstrations: Sequence[Sequence[Demonstration]],
+  seed: int,
+  step: int,
+  turns: int,
 ) -> Sequence[Demonstration]:
   """The turns of a step: whole trajectories until there are `turns`.
 
@@ -140,36 +140,32 @@ def rows(chosen: Sequence[Demonstration]) -> batches.Rows:
   """Demonstrations as rows to train on: every action token weighs 1."""
   actions = [action for _, action in chosen]
   return batches.Rows(
-      prompts=[prompt for prompt, _ in chosen],
-      actions=actions,
-      weights=[np.ones(len(a), np.float32) for a in actions],
-      advantages=np.zeros(len(actions), np.float32),
-      sampler_log_probs=[np.zeros(len(a), np.float32) for a in actions],
+    prompts=[prompt for prompt, _ in chosen],
+    actions=actions,
+    weights=[np.ones(len(a), np.float32) for a in actions],
+    advantages=np.zeros(len(actions), np.float32),
+    sampler_log_probs=[np.zeros(len(a), np.float32) for a in actions],
   )
 
 
 def train_step(log_probs_fn: Any, tx: Any):
   """`train_step` with the SFT loss."""
   return functools.partial(
-      step_lib.train_step,
-      loss_fn=functools.partial(
-          step_lib.sft_loss, log_probs_fn=log_probs_fn
-      ),
-      tx=tx,
+    step_lib.train_step,
+    loss_fn=functools.partial(step_lib.sft_loss, log_probs_fn=log_probs_fn),
+    tx=tx,
   )
 
 
-def log_probs_fn(
-    config: Any, shape: qwen3.Config, *, temperature: float = 1.0
-):
+def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
   """`(params, micro) -> log-probs, entropies` of the policy of a run."""
   return functools.partial(
-      step_lib.policy_log_probs,
-      qwen3.Qwen3(
-          shape,
-          dtype=jnp.dtype(config.model.dtype),
-          remat=config.model.remat,
-      ),
-      chunk=config.train.logits_chunk,
-      temperature=temperature,
+    step_lib.policy_log_probs,
+    qwen3.Qwen3(
+      shape,
+      dtype=jnp.dtype(config.model.dtype),
+      remat=config.model.remat,
+    ),
+    chunk=config.train.logits_chunk,
+    temperature=temperature,
   )

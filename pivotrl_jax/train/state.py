@@ -18,25 +18,25 @@ class TrainState:
 
 
 def optimizer(
-    *,
-    learning_rate: float,
-    warmup_steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  weight_decay: float,
+  clip_norm: float,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
 ) -> optax.GradientTransformation:
   """AdamW, linear warm-up to a constant rate, clipping by global norm."""
   schedule = learning_rate
   if warmup_steps:
     # The first update already moves: step 0 has rate 1 / warmup_steps.
     schedule = optax.linear_schedule(
-        learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1)
+      learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1)
     )
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   return optax.chain(
-      clip, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+    clip, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
   )
 
 

@@ -22,12 +22,12 @@ from pivotrl_jax.train import state as state_lib
 
 
 def train_step(
-    state: state_lib.TrainState,
-    batch: batches.TrainBatch,
-    *,
-    loss_fn: Callable[..., Any],
-    tx: optax.GradientTransformation,
-    axis_name: str | None = None,
+  state: state_lib.TrainState,
+  batch: batches.TrainBatch,
+  *,
+  loss_fn: Callable[..., Any],
+  tx: optax.GradientTransformation,
+  axis_name: str | None = None,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
   """One optimizer update from all micro-batches of `batch`.
 
@@ -49,11 +49,11 @@ def train_step(
     return jax.tree.map(jnp.add, carry, (grad, sums)), rows
 
   shapes = jax.eval_shape(
-      lambda micro: jax.grad(loss_fn, has_aux=True)(state.params, micro),
-      jax.tree.map(lambda x: x[0], batch),
+    lambda micro: jax.grad(loss_fn, has_aux=True)(state.params, micro),
+    jax.tree.map(lambda x: x[0], batch),
   )
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0])
+    lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0])
   )
   (grads, sums), rows = jax.lax.scan(accumulate, zeros, batch)
   if axis_name is not None:
@@ -66,36 +66,36 @@ def train_step(
   metrics["update_norm"] = optax.tree.norm(updates)
   params = optax.apply_updates(state.params, updates)
   return (
-      state_lib.TrainState(state.step + 1, params, opt_state),
-      metrics,
-      rows,
+    state_lib.TrainState(state.step + 1, params, opt_state),
+    metrics,
+    rows,
   )
 
 
 def policy_log_probs(
-    model: qwen3.Qwen3,
-    params: Any,
-    micro: batches.TrainBatch,
-    *,
-    chunk: int,
-    temperature: float = 1.0,
+  model: qwen3.Qwen3,
+  params: Any,
+  micro: batches.TrainBatch,
+  *,
+  chunk: int,
+  temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies `[B, N, A]` of the action tokens of trees."""
   branch, visible = branch_inputs(micro.trunks, micro.attach, micro.actions)
   hidden = model.apply({"params": params}, micro.trunks, branch, visible)
   log_probs, entropy = logprobs.token_log_probs(
-      hidden.reshape(-1, hidden.shape[-1]),
-      qwen3.unembedding(params, model.config),
-      micro.actions.reshape(-1),
-      chunk=chunk,
-      temperature=temperature,
+    hidden.reshape(-1, hidden.shape[-1]),
+    qwen3.unembedding(params, model.config),
+    micro.actions.reshape(-1),
+    chunk=chunk,
+    temperature=temperature,
   )
   shape = micro.actions.shape
   return log_probs.reshape(shape), entropy.reshape(shape)
 
 
 def branch_inputs(
-    trunks: jax.Array, attach: jax.Array, actions: jax.Array
+  trunks: jax.Array, attach: jax.Array, actions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Shifts actions `[B, N, A]` right by the last prompt token.
 
@@ -117,17 +117,17 @@ def sft_loss(params, micro, *, log_probs_fn):
 
 
 def grpo_loss(
-    params,
-    micro,
-    *,
-    log_probs_fn,
-    clip_low: float,
-    clip_high: float,
-    kl: str,
-    kl_coef: float,
-    loss_norm: str,
-    importance_cap: float,
-    importance_floor: float,
+  params,
+  micro,
+  *,
+  log_probs_fn,
+  clip_low: float,
+  clip_high: float,
+  kl: str,
+  kl_coef: float,
+  loss_norm: str,
+  importance_cap: float,
+  importance_floor: float,
 ):
   """The clipped surrogate and its KL term (paper, eq. 7).
 

@@ -22,7 +22,7 @@ def decode(text: str) -> Any:
 
 
 def mismatch(
-    want: Any, got: Any, *, tolerance: float, words: float, setting: str
+  want: Any, got: Any, *, tolerance: float, words: float, setting: str
 ) -> str | None:
   """Why `got` is not `want`; None where they agree.
 

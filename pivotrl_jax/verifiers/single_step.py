@@ -15,23 +15,23 @@ from pivotrl_jax import types
 from pivotrl_jax.verifiers import arguments
 
 DEFAULTS = {
-    "word_count_similarity_threshold": 0.1,
-    "floating_point_comparison_threshold": 1e-6,
-    "parallel_tool_call_rewarding": False,
-    "allow_subset": False,
-    "allow_superset": False,
-    "parallel_tool_call_reward_mode": "binary_strict",
+  "word_count_similarity_threshold": 0.1,
+  "floating_point_comparison_threshold": 1e-6,
+  "parallel_tool_call_rewarding": False,
+  "allow_subset": False,
+  "allow_superset": False,
+  "parallel_tool_call_reward_mode": "binary_strict",
 }
 
 
 def verify(
-    demonstration: types.Action,
-    action: types.Action,
-    *,
-    tools: Sequence[Mapping[str, Any]] = (),
-    config: Mapping[str, Any],
-    setting: str,
-    row: Mapping[str, Any],
+  demonstration: types.Action,
+  action: types.Action,
+  *,
+  tools: Sequence[Mapping[str, Any]] = (),
+  config: Mapping[str, Any],
+  setting: str,
+  row: Mapping[str, Any],
 ) -> types.Verdict:
   """See the module; calls beat text on both sides."""
   del tools, row
@@ -48,10 +48,10 @@ def verify(
 
 
 def compare(
-    want: types.ToolCall,
-    got: types.ToolCall,
-    config: Mapping[str, Any],
-    setting: str,
+  want: types.ToolCall,
+  got: types.ToolCall,
+  config: Mapping[str, Any],
+  setting: str,
 ) -> str | None:
   """Why a call is not the expected one; None where it is."""
   if want.name != got.name:
@@ -61,11 +61,11 @@ def compare(
   if arguments.UNREADABLE in (expected, made):
     return "arguments_decode_error"
   return arguments.mismatch(
-      expected,
-      made,
-      tolerance=config["floating_point_comparison_threshold"],
-      words=config["word_count_similarity_threshold"],
-      setting=setting,
+    expected,
+    made,
+    tolerance=config["floating_point_comparison_threshold"],
+    words=config["word_count_similarity_threshold"],
+    setting=setting,
   )
 
 
@@ -82,8 +82,8 @@ def _several(table, count, config, setting):
   expected = len(table)
   rewarding = config["parallel_tool_call_rewarding"]
   if rewarding and (
-      (count < expected and not config["allow_subset"])
-      or (count > expected and not config["allow_superset"])
+    (count < expected and not config["allow_subset"])
+    or (count > expected and not config["allow_superset"])
   ):
     return types.Verdict(0.0, "function_call_batch_length_different")
   fits = np.array([[reason is None for reason in row] for row in table], int)

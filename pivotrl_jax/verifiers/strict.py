@@ -8,13 +8,13 @@ from pivotrl_jax.verifiers import arguments
 
 
 def verify(
-    demonstration: types.Action,
-    action: types.Action,
-    *,
-    tools: Sequence[Mapping[str, Any]] = (),
-    config: Mapping[str, Any],
-    setting: str,
-    row: Mapping[str, Any],
+  demonstration: types.Action,
+  action: types.Action,
+  *,
+  tools: Sequence[Mapping[str, Any]] = (),
+  config: Mapping[str, Any],
+  setting: str,
+  row: Mapping[str, Any],
 ) -> types.Verdict:
   """1 where the two say the same; JSON white space and key order aside."""
   del tools, config, setting, row
@@ -24,9 +24,7 @@ def verify(
 
 
 def _canonical(action):
-  calls = tuple(
-      (call.name, _value(call.arguments)) for call in action.calls
-  )
+  calls = tuple((call.name, _value(call.arguments)) for call in action.calls)
   return action.content.strip() if not calls else "", calls
 
 

@@ -19,47 +19,47 @@ from pivotrl_jax import types
 from pivotrl_jax.verifiers import arguments as args_lib
 
 DEFAULTS = {
-    "reward_mode": "binary",
-    "enable_target_match": True,
-    "enable_argument_similarity": True,
-    "similarity_threshold": 0.4,
-    "similarity_full_credit": 0.8,
-    "enable_diff_size_shaping": True,
-    "diff_size_alpha": 0.1,
-    "pattern_threshold": 0.5,
+  "reward_mode": "binary",
+  "enable_target_match": True,
+  "enable_argument_similarity": True,
+  "similarity_threshold": 0.4,
+  "similarity_full_credit": 0.8,
+  "enable_diff_size_shaping": True,
+  "diff_size_alpha": 0.1,
+  "pattern_threshold": 0.5,
 }
 _CATEGORIES = {
-    "edit": (
-        "str_replace_editor text_editor file_editor code_editor edit_file"
-        " modify_file update_file file_edit edit modify apply_patch patch_file"
-        " apply_diff apply_changes write write_file save_file create_file"
-    ),
-    "bash": (
-        "execute_bash run_bash bash_exec shell_run shell bash terminal"
-        " shell_command shell_cmd run_shell_cmd exec_command exec_cmd"
-    ),
-    "search": (
-        "grep search_text find_pattern text_search glob find_files file_glob"
-        " match_files grep_files search_files find_in_files code_search"
-        " list_dir ls show_dir ls_dir list_directory"
-    ),
-    "read": (
-        "read read_file view_file cat_file view file_view inspect show_file"
-        " read_file_content"
-    ),
-    "finish": "finish submit",
-    "think": "think",
-    "planning": (
-        "task_tracker todo_tracker plan_tracker todo_read todo_write"
-        " update_plan list_tasks update_tasks read_todos write_todos edit_plan"
-        " modify_plan"
-    ),
+  "edit": (
+    "str_replace_editor text_editor file_editor code_editor edit_file"
+    " modify_file update_file file_edit edit modify apply_patch patch_file"
+    " apply_diff apply_changes write write_file save_file create_file"
+  ),
+  "bash": (
+    "execute_bash run_bash bash_exec shell_run shell bash terminal"
+    " shell_command shell_cmd run_shell_cmd exec_command exec_cmd"
+  ),
+  "search": (
+    "grep search_text find_pattern text_search glob find_files file_glob"
+    " match_files grep_files search_files find_in_files code_search"
+    " list_dir ls show_dir ls_dir list_directory"
+  ),
+  "read": (
+    "read read_file view_file cat_file view file_view inspect show_file"
+    " read_file_content"
+  ),
+  "finish": "finish submit",
+  "think": "think",
+  "planning": (
+    "task_tracker todo_tracker plan_tracker todo_read todo_write"
+    " update_plan list_tasks update_tasks read_todos write_todos edit_plan"
+    " modify_plan"
+  ),
 }
 _BY_NAME = {
-    spelling: category
-    for category, names in _CATEGORIES.items()
-    for name in names.split()
-    for spelling in (name, name.replace("_", ""))
+  spelling: category
+  for category, names in _CATEGORIES.items()
+  for name in names.split()
+  for spelling in (name, name.replace("_", ""))
 }
 _PATH_KEYS = ("path", "file", "file_path", "filename", "file_name")
 _MORE_PATH_KEYS = (*_PATH_KEYS, "filePath", "filepath", "target_file")
@@ -69,19 +69,19 @@ _CONTENT_KEYS = ("patch", "diff", "content", "file_text", "input")
 _PATTERN_KEYS = ("pattern", "query", "regex", "search_term", "glob")
 _PREFIX = 2000  # Characters compared.
 _PATHS = re.compile(
-    r"(?:^|(?<=[\s='\"(]))((?:/[\w.\-]+)+/?|\.{1,2}/[\w.\-/]+"
-    r"|[\w.\-]+/[\w.\-/]+)"
+  r"(?:^|(?<=[\s='\"(]))((?:/[\w.\-]+)+/?|\.{1,2}/[\w.\-/]+"
+  r"|[\w.\-]+/[\w.\-/]+)"
 )
 
 
 def verify(
-    demonstration: types.Action,
-    action: types.Action,
-    *,
-    tools: Sequence[Mapping[str, Any]] = (),
-    config: Mapping[str, Any],
-    setting: str,
-    row: Mapping[str, Any],
+  demonstration: types.Action,
+  action: types.Action,
+  *,
+  tools: Sequence[Mapping[str, Any]] = (),
+  config: Mapping[str, Any],
+  setting: str,
+  row: Mapping[str, Any],
 ) -> types.Verdict:
   """See the module; levels as the original counts them."""
   del tools, row
@@ -109,15 +109,17 @@ def verify(
 
 def _verdict(kind, e, g, score, config, mended):
   full, least = (
-      config["similarity_full_credit"],
-      config["similarity_threshold"],
+    config["similarity_full_credit"],
+    config["similarity_threshold"],
   )
   details: dict[str, Any] = {"similarity_score": score}
   reward = float(score >= full)
   if config["reward_mode"] != "binary" and least <= score < full:
     reward = 0.5 + 0.5 * (score - least) / (full - least)
-  if config["reward_mode"] == "continuous" and kind == "edit" and (
-      config["enable_diff_size_shaping"]
+  if (
+    config["reward_mode"] == "continuous"
+    and kind == "edit"
+    and (config["enable_diff_size_shaping"])
   ):
     size = len(_content(g, mended))
     if mended:
@@ -136,7 +138,7 @@ def _other_label(demonstration, action, mended):
   if demonstration.type == "message":
     said = action.type == "message" and bool(action.content.strip())
     return types.Verdict(
-        float(said), "none" if said else "no_expected_chat_message"
+      float(said), "none" if said else "no_expected_chat_message"
     )
   same = action.calls == demonstration.calls
   return types.Verdict(float(same), "none" if same else "batch_mismatch")
@@ -174,7 +176,7 @@ def _target(kind, e, g, mended):
     return _bash_target(_command(e), _command(g), mended)
   if kind in ("search", "read"):
     return _same_path(e, g, 3, mended) and (
-        kind == "search" or not mended or _covers(e, g)
+      kind == "search" or not mended or _covers(e, g)
     )
   return True
 
@@ -222,16 +224,16 @@ def _suffix(path, parts):
 
 def _command(values):
   return next(
-      (str(values[k]).strip() for k in ("command", "cmd") if k in values), ""
+    (str(values[k]).strip() for k in ("command", "cmd") if k in values), ""
   )
 
 
 def _paths(command):
   found = (m.group(1).rstrip("/") for m in _PATHS.finditer(command))
   return {
-      "/".join(_suffix(p, 3))
-      for p in found
-      if len(p) >= 3 and not p.startswith("--")
+    "/".join(_suffix(p, 3))
+    for p in found
+    if len(p) >= 3 and not p.startswith("--")
   } - {""}
 
 
@@ -279,9 +281,7 @@ def _similarity(kind, e, g, config, mended):
     return float(_same_pattern(e, g, config["pattern_threshold"]))
   if kind in ("read", "finish", "think"):
     return 1.0
-  reason = args_lib.mismatch(
-      e, g, tolerance=1e-6, words=0.1, setting="default"
-  )
+  reason = args_lib.mismatch(e, g, tolerance=1e-6, words=0.1, setting="default")
   return float(reason is None)
 
 
@@ -293,8 +293,8 @@ def _edit_similarity(e, g, mended):
     if mended:
       left, right = _changed(*left), _changed(*right)
     return min(
-        _ratio(b, a, mended) if a and b else float(a == b)
-        for a, b in zip(left, right, strict=True)
+      _ratio(b, a, mended) if a and b else float(a == b)
+      for a, b in zip(left, right, strict=True)
     )
   want, got = _content(e, mended), _content(g, mended)
   viewed = str(e.get("command", "")) == "view"
@@ -337,7 +337,7 @@ def _first(values, keys):
 def _same_pattern(e, g, threshold):
   """Dice of the words (identifiers) in two patterns."""
   left, right = (
-      Counter(re.findall(r"\w+", _first(v, _PATTERN_KEYS))) for v in (e, g)
+    Counter(re.findall(r"\w+", _first(v, _PATTERN_KEYS))) for v in (e, g)
   )
   total = sum(left.values()) + sum(right.values())
   if not total:
@@ -351,6 +351,4 @@ def _ratio(got, want, mended):
   got, want = got[:_PREFIX], want[:_PREFIX]
   if got == want:
     return 1.0
-  return difflib.SequenceMatcher(
-      None, got, want, autojunk=not mended
-  ).ratio()
+  return difflib.SequenceMatcher(None, got, want, autojunk=not mended).ratio()

@@ -12,21 +12,21 @@ from pivotrl_jax.verifiers import swe_pivot
 SETTINGS = ("default", "compat")
 # Name -> (verifier, its options with their defaults).
 VERIFIERS = {
-    "single_step": (single_step.verify, single_step.DEFAULTS),
-    "swe_pivot": (swe_pivot.verify, swe_pivot.DEFAULTS),
-    "strict": (strict.verify, {}),
+  "single_step": (single_step.verify, single_step.DEFAULTS),
+  "swe_pivot": (swe_pivot.verify, swe_pivot.DEFAULTS),
+  "strict": (strict.verify, {}),
 }
 
 
 def verify(
-    name: str,
-    demonstration: types.Action,
-    action: types.Action | types.ParseFailure,
-    *,
-    tools: Sequence[Mapping[str, Any]] = (),
-    config: Mapping[str, Any] | None = None,
-    setting: str = "default",
-    row: Mapping[str, Any] | None = None,
+  name: str,
+  demonstration: types.Action,
+  action: types.Action | types.ParseFailure,
+  *,
+  tools: Sequence[Mapping[str, Any]] = (),
+  config: Mapping[str, Any] | None = None,
+  setting: str = "default",
+  row: Mapping[str, Any] | None = None,
 ) -> types.Verdict:
   """Scores an action against the demonstration.
 
@@ -47,12 +47,12 @@ def verify(
     return types.Verdict(0.0, action.reason)
   run, defaults = VERIFIERS[name]
   return run(
-      demonstration,
-      action,
-      tools=tools,
-      config={**defaults, **(config or {})},
-      setting=setting,
-      row=row or {},
+    demonstration,
+    action,
+    tools=tools,
+    config={**defaults, **(config or {})},
+    setting=setting,
+    row=row or {},
   )
 
 
@@ -60,15 +60,15 @@ def check(name: str, config: Mapping[str, Any], setting: str) -> None:
   """InputError where a verifier is asked for what it does not have."""
   if name not in VERIFIERS:
     raise errors.InputError(
-        f"verifier.name: {name!r}; expected one of {sorted(VERIFIERS)}"
+      f"verifier.name: {name!r}; expected one of {sorted(VERIFIERS)}"
     )
   if setting not in SETTINGS:
     raise errors.InputError(
-        f"verifier.setting: {setting!r}; expected one of {SETTINGS}"
+      f"verifier.setting: {setting!r}; expected one of {SETTINGS}"
     )
   unknown = sorted(set(config) - set(VERIFIERS[name][1]))
   if unknown:
     raise errors.InputError(
-        f"verifier.options: {unknown[0]!r}; {name} has"
-        f" {sorted(VERIFIERS[name][1])}"
+      f"verifier.options: {unknown[0]!r}; {name} has"
+      f" {sorted(VERIFIERS[name][1])}"
     )

@@ -35,17 +35,17 @@ def test_prefixes_of_an_episode_nest_and_actions_continue_them(tokenizer):
     assert action[-1] in tokenizer_lib.stop_ids(tokenizer)
     said = parse.parse(render.completion_text(tokenizer, action))
     assert types.action_of(said) == types.action_of(
-        types.Message(
-            "assistant",
-            message.content,
-            tool_calls=tuple(
-                types.ToolCall(c.name, c.arguments) for c in message.tool_calls
-            ),
-        )
+      types.Message(
+        "assistant",
+        message.content,
+        tool_calls=tuple(
+          types.ToolCall(c.name, c.arguments) for c in message.tool_calls
+        ),
+      )
     )
     if i + 2 < len(trajectory.messages):
       longer = render.prompt_ids(
-          tokenizer, trajectory.messages[: i + 2], trajectory.tools
+        tokenizer, trajectory.messages[: i + 2], trajectory.tools
       )
       both = np.concatenate([prompts[-1], action])
       np.testing.assert_array_equal(longer[: len(both)], both)
@@ -80,9 +80,9 @@ def test_what_is_no_action(text, reason):
 
 def test_golden():
   text = (
-      "<think>\nlook\n</think>\n\nI look.\n<tool_call>\n"
-      '{"name": "f", "arguments": {"b":1,  "a": [2]}}\n</tool_call>\n'
-      '<tool_call>{"name": "g"}</tool_call>'
+    "<think>\nlook\n</think>\n\nI look.\n<tool_call>\n"
+    '{"name": "f", "arguments": {"b":1,  "a": [2]}}\n</tool_call>\n'
+    '<tool_call>{"name": "g"}</tool_call>'
   )
   # The arguments keep the very text, blanks and order included.
   assert parse.parse(text) == types.Message(
@@ -92,39 +92,39 @@ def test_golden():
 
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
+  st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+  ),
+  max_leaves=6,
 )
 _PLAIN = st.text(
-    st.characters(blacklist_characters="<>", blacklist_categories=["Cs"])
+  st.characters(blacklist_characters="<>", blacklist_categories=["Cs"])
 ).map(str.strip)
 
 
 @hypothesis.given(
-    _PLAIN,
-    st.lists(
-        st.tuples(
-            st.text(st.characters(codec="ascii", categories=["L"]), min_size=1),
-            st.dictionaries(st.text(max_size=5), _JSON, max_size=3),
-        ),
-        max_size=3,
+  _PLAIN,
+  st.lists(
+    st.tuples(
+      st.text(st.characters(codec="ascii", categories=["L"]), min_size=1),
+      st.dictionaries(st.text(max_size=5), _JSON, max_size=3),
     ),
+    max_size=3,
+  ),
 )
 def test_parse_inverts_writing(content, calls):
   message = types.Message(
-      "assistant",
-      content,
-      tool_calls=tuple(
-          types.ToolCall(name, json.dumps(arguments))
-          for name, arguments in calls
-      ),
+    "assistant",
+    content,
+    tool_calls=tuple(
+      types.ToolCall(name, json.dumps(arguments)) for name, arguments in calls
+    ),
   )
   text = content + "".join(
-      f'<tool_call>{{"name": "{c.name}", "arguments": {c.arguments}}}'
-      "</tool_call>"
-      for c in message.tool_calls
+    f'<tool_call>{{"name": "{c.name}", "arguments": {c.arguments}}}</tool_call>'
+    for c in message.tool_calls
   )
   hypothesis.assume("<tool_call>" not in content)
   assert parse.parse(text) == message

@@ -9,7 +9,7 @@ from pivotrl_jax.data import batches
 from pivotrl_jax.data import trees
 
 PROMPTS = st.lists(
-    st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12
+  st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12
 )
 
 
@@ -68,15 +68,15 @@ def test_pack_places_every_row(prompts, micro_batches, multiple):
   rng = np.random.default_rng(0)
   actions = [rng.integers(0, 9, rng.integers(1, 4)) for _ in prompts]
   batch, places = batches.pack(
-      batches.Rows(
-          prompts=[np.array(p) for p in prompts],
-          actions=actions,
-          weights=[np.ones(len(a)) for a in actions],
-          advantages=np.arange(len(prompts)),
-          sampler_log_probs=[np.full(len(a), -1.0) for a in actions],
-      ),
-      micro_batches=micro_batches,
-      multiple_of=multiple,
+    batches.Rows(
+      prompts=[np.array(p) for p in prompts],
+      actions=actions,
+      weights=[np.ones(len(a)) for a in actions],
+      advantages=np.arange(len(prompts)),
+      sampler_log_probs=[np.full(len(a), -1.0) for a in actions],
+    ),
+    micro_batches=micro_batches,
+    multiple_of=multiple,
   )
   assert len(set(places.tolist())) == len(prompts)
   width = batch.actions.shape[-1]

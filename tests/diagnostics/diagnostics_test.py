@@ -14,7 +14,6 @@ DRIFTED = jnp.array([0.11, 0.35, 0.08, 0.20, 0.16, 0.10])
 
 
 class SignalTest(parameterized.TestCase):
-
   def test_trackers(self):
     # Population stds 0, sqrt(3)/4, 1/2, 0, sqrt(3)/4: mean .273205; variances
     # 0, 3/16, 1/4, 0, 3/16, times 4/3, mean 1/6; two of five groups are flat.
@@ -33,29 +32,29 @@ class SignalTest(parameterized.TestCase):
     self.assertEqual(float(got["reward_std"]), 0.0)
 
   @parameterized.parameters(
-      (0.05, 0.1175, 0.6634, 0.1552, 0.4401, 0.3366, 0.5599),
-      (0.30, 0.4122, 0.0577, 0.4394, 0.0033, 0.8844, 0.9895),
-      (0.60, 0.4516, 0.0175, 0.4729, 0.0003, 0.4053, 0.4728),
+    (0.05, 0.1175, 0.6634, 0.1552, 0.4401, 0.3366, 0.5599),
+    (0.30, 0.4122, 0.0577, 0.4394, 0.0033, 0.8844, 0.9895),
+    (0.60, 0.4516, 0.0175, 0.4729, 0.0003, 0.4053, 0.4728),
   )
   def test_group_size_table(self, p, e8, z8, e16, z16, k8, k16):
     np.testing.assert_allclose(
-        [
-            signal.expected_std(p, 8),
-            signal.zero_variance_probability(p, 8),
-            signal.expected_std(p, 16),
-            signal.zero_variance_probability(p, 16),
-            signal.keep_probability(p, 8, 0.6),
-            signal.keep_probability(p, 16, 0.6),
-        ],
-        [e8, z8, e16, z16, k8, k16],
-        atol=6e-5,
+      [
+        signal.expected_std(p, 8),
+        signal.zero_variance_probability(p, 8),
+        signal.expected_std(p, 16),
+        signal.zero_variance_probability(p, 16),
+        signal.keep_probability(p, 8, 0.6),
+        signal.keep_probability(p, 16, 0.6),
+      ],
+      [e8, z8, e16, z16, k8, k16],
+      atol=6e-5,
     )
 
   def test_gamma_and_beta(self):
     star = PI0 * jnp.exp(MASK / 0.5)
     star /= star.sum()
     self.assertAlmostEqual(
-        float(signal.gamma(star, MASK.astype(float), 0.5)), 1.375777, places=5
+      float(signal.gamma(star, MASK.astype(float), 0.5)), 1.375777, places=5
     )
     # q = .71, rho = .46; 1/2G = 1/64 clips neither.
     got = signal.effective_beta(jnp.array([0.71]), jnp.array([0.46]), 32)
@@ -65,7 +64,6 @@ class SignalTest(parameterized.TestCase):
 
 
 class OrderingTest(parameterized.TestCase):
-
   def test_exact_split(self):
     got = ordering.kl_split(DRIFTED, PI0, MASK)
     want = {
@@ -78,7 +76,7 @@ class OrderingTest(parameterized.TestCase):
   def test_sampled_split(self):
     actions = jnp.array([1, 1, 1, 3, 3, 4, 4, 1, 0, 5, 2, 0])
     got = ordering.sampled_split(
-        jnp.log(DRIFTED)[actions], jnp.log(PI0)[actions], MASK[actions], 0.46
+      jnp.log(DRIFTED)[actions], jnp.log(PI0)[actions], MASK[actions], 0.46
     )
     want = {
         "kl": 0.097011, "inside": 0.062791, "outside": -0.094251,
@@ -94,8 +92,8 @@ class OrderingTest(parameterized.TestCase):
 
   def test_order(self):
     inside, outside, whole = (
-        ordering.order_kept(jnp.log(DRIFTED), jnp.log(PI0), side)
-        for side in (MASK, ~MASK, jnp.ones(6, bool))
+      ordering.order_kept(jnp.log(DRIFTED), jnp.log(PI0), side)
+      for side in (MASK, ~MASK, jnp.ones(6, bool))
     )
     self.assertAlmostEqual(float(inside["tau"]), 1.0, places=6)
     self.assertAlmostEqual(float(outside["tau"]), 1 / 3, places=6)
@@ -121,7 +119,7 @@ class OrderingTest(parameterized.TestCase):
     self.assertEqual(float(got["tau"]), 1.0)
     # Log-ratios .5 and -.2: sd .35.
     self.assertAlmostEqual(
-        float(ordering.spread(now, start, members)), 0.35, places=6
+      float(ordering.spread(now, start, members)), 0.35, places=6
     )
 
 

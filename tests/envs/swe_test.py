@@ -39,10 +39,10 @@ def test_the_expert_solves_every_task_in_several_ways():
   assert all(t.success for t in first + again)
   assert swe_expert.demonstrate(3, "train", 0) == first[3]
   turns = [
-      (types.action_of(a), types.action_of(b))
-      for x, y in zip(first, again, strict=True)
-      for a, b in zip(x.messages, y.messages, strict=True)
-      if a.role == "assistant"
+    (types.action_of(a), types.action_of(b))
+    for x, y in zip(first, again, strict=True)
+    for a, b in zip(x.messages, y.messages, strict=True)
+    if a.role == "assistant"
   ]
   # Only run_tests and submit, two turns of five, have one way.
   same = sum(a.calls[0].arguments == b.calls[0].arguments for a, b in turns)
@@ -51,11 +51,10 @@ def test_the_expert_solves_every_task_in_several_ways():
 
 def test_a_poor_agent_fails_more():
   rates = [
-      sum(
-          swe_expert.demonstrate(i, "train", 0, poor=p).success
-          for i in range(60)
-      )
-      for p in (0.0, 0.3, 0.8)
+    sum(
+      swe_expert.demonstrate(i, "train", 0, poor=p).success for i in range(60)
+    )
+    for p in (0.0, 0.3, 0.8)
   ]
   assert rates[0] == 60 > rates[1] > rates[2]
 
@@ -79,7 +78,7 @@ def test_bad_calls_are_answered(name, arguments, answer):
   state, _ = swe.reset(task)
   call = types.ToolCall(name, arguments, "c1")
   after, messages = swe.step(
-      task, state, types.Action("function_call", calls=(call,))
+    task, state, types.Action("function_call", calls=(call,))
   )
   assert messages == (types.Message("tool", answer, tool_call_id="c1"),)
   assert after.files == state.files and not after.done
@@ -123,7 +122,7 @@ CHECK = (sandbox.Check("a.py", "f(2)", "3"),)
 )  # fmt: skip
 def test_sandbox_refuses(source, got):
   assert sandbox.run_checks({"a.py": source}, CHECK) == (
-      sandbox.Result(False, got),
+    sandbox.Result(False, got),
   )
 
 
@@ -135,9 +134,7 @@ def test_sandbox_goes_on_after_a_kill():
 
 def test_questions():
   splits = {s: benchmarks.questions(s, 0, 300) for s in benchmarks.SPLITS}
-  texts = {
-      s: {q.messages[0].content for q in qs} for s, qs in splits.items()
-  }
+  texts = {s: {q.messages[0].content for q in qs} for s, qs in splits.items()}
   assert not texts["train"] & texts["eval"]
   assert not texts["watch"] & (texts["eval"] | texts["train"])
   assert splits["eval"] == benchmarks.questions("eval", 0, 300)

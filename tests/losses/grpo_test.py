@@ -11,7 +11,6 @@ from pivotrl_jax.losses import grpo
 
 
 class AdvantageTest(chex.TestCase):
-
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.named_parameters(
       # Mean 1/4, population std sqrt(3)/4 = .433013: .75/.433014, -.25/.433014.
@@ -27,25 +26,25 @@ class AdvantageTest(chex.TestCase):
   def test_golden(self, estimator, rewards, want):
     run = self.variant(lambda r: grpo.advantages(r, estimator=estimator))
     np.testing.assert_allclose(
-        run(jnp.array([rewards], jnp.float32))[0], want, atol=2e-6
+      run(jnp.array([rewards], jnp.float32))[0], want, atol=2e-6
     )
 
   @parameterized.parameters(
-      # Eq. 7 and leave-one-out at G = 16: paper, table of section 2.
-      (1, 3.8730, -0.2582, 1.0, -0.2582),
-      (2, 2.6457, -0.3780, 3.6148, -0.3789),
-      (4, 1.7320, -0.5773, 1.9322, -0.5826),
-      (8, 1.0, -1.0, 1.0328, -1.0328),
-      (15, 0.2582, -3.8730, 0.2582, -1.0),
+    # Eq. 7 and leave-one-out at G = 16: paper, table of section 2.
+    (1, 3.8730, -0.2582, 1.0, -0.2582),
+    (2, 2.6457, -0.3780, 3.6148, -0.3789),
+    (4, 1.7320, -0.5773, 1.9322, -0.5826),
+    (8, 1.0, -1.0, 1.0328, -1.0328),
+    (15, 0.2582, -3.8730, 0.2582, -1.0),
   )
   def test_table(self, wins, plus, minus, loo_plus, loo_minus):
     rewards = (jnp.arange(16) < wins).astype(jnp.float32)[None]
     got = grpo.advantages(rewards, estimator="grpo")[0]
     loo = grpo.advantages(rewards, estimator="loo")[0]
     np.testing.assert_allclose(
-        [got[0], got[-1], loo[0], loo[-1]],
-        [plus, minus, loo_plus, loo_minus],
-        atol=1e-4,
+      [got[0], got[-1], loo[0], loo[-1]],
+      [plus, minus, loo_plus, loo_minus],
+      atol=1e-4,
     )
 
   @parameterized.parameters("grpo", "loo", "rloo", "dr_grpo")
@@ -61,12 +60,11 @@ class AdvantageTest(chex.TestCase):
 
 
 class SurrogateTest(chex.TestCase):
-
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.named_parameters(
-      # Ratio .6/.4 = 1.5: clipped to 1.2 when A = +1, kept when A = -1.
-      ("gain_is_clipped", 1.0, -1.2, 1.0),
-      ("loss_is_not", -1.0, 1.5, 0.0),
+    # Ratio .6/.4 = 1.5: clipped to 1.2 when A = +1, kept when A = -1.
+    ("gain_is_clipped", 1.0, -1.2, 1.0),
+    ("loss_is_not", -1.0, 1.5, 0.0),
   )
   def test_golden(self, advantage, want, clipped):
     # The second token is padding, and NaN.
@@ -77,8 +75,8 @@ class SurrogateTest(chex.TestCase):
         )
     )  # fmt: skip
     loss, sums = run(
-        jnp.log(jnp.array([[0.6, jnp.nan]])),
-        jnp.log(jnp.array([[0.4, jnp.nan]])),
+      jnp.log(jnp.array([[0.6, jnp.nan]])),
+      jnp.log(jnp.array([[0.4, jnp.nan]])),
     )
     np.testing.assert_allclose(loss, want, rtol=1e-6)
     np.testing.assert_allclose(sums["clipped"], clipped)
@@ -97,9 +95,9 @@ class SurrogateTest(chex.TestCase):
     key = jax.random.key(0)
     new, old = jax.random.normal(key, (2, 3, 5))
     grad = jax.grad(
-        lambda x: grpo.clipped_surrogate(
-            x, old, jnp.zeros(3), jnp.ones((3, 5)), clip_low=0.2, clip_high=0.2
-        )[0]
+      lambda x: grpo.clipped_surrogate(
+        x, old, jnp.zeros(3), jnp.ones((3, 5)), clip_low=0.2, clip_high=0.2
+      )[0]
     )(new)
     np.testing.assert_array_equal(grad, np.zeros((3, 5)))
 
@@ -113,31 +111,29 @@ class SurrogateTest(chex.TestCase):
 
 
 class KlTest(parameterized.TestCase):
-
   @parameterized.parameters(
       # d = log 2: log 2; (log 2)^2 / 2; 1/2 - 1 + log 2.
       ("k1", np.log(2)), ("k2", np.log(2) ** 2 / 2), ("k3", np.log(2) - 0.5)
   )  # fmt: skip
   def test_golden(self, estimator, want):
     got, _ = grpo.kl_penalty(
-        jnp.array([[np.log(0.4), jnp.nan]]),
-        jnp.array([[np.log(0.2), jnp.nan]]),
-        jnp.array([[1.0, 0.0]]),
-        estimator=estimator,
+      jnp.array([[np.log(0.4), jnp.nan]]),
+      jnp.array([[np.log(0.2), jnp.nan]]),
+      jnp.array([[1.0, 0.0]]),
+      estimator=estimator,
     )
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 class WeightsTest(parameterized.TestCase):
-
   def test_golden(self):
     mask = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     np.testing.assert_allclose(
-        grpo.token_weights(mask, norm="sequence"),
-        [[0.5, 0.5, 0, 0], [0.25] * 4],
+      grpo.token_weights(mask, norm="sequence"),
+      [[0.5, 0.5, 0, 0], [0.25] * 4],
     )
     np.testing.assert_allclose(
-        grpo.token_weights(mask, norm="constant"), mask / 4
+      grpo.token_weights(mask, norm="constant"), mask / 4
     )
 
   def test_importance_is_capped_and_floored(self):

@@ -17,7 +17,7 @@ def test_golden():
   )  # fmt: skip
   np.testing.assert_allclose(log_probs, np.log([0.25, 0.75]), rtol=1e-6)
   np.testing.assert_allclose(
-      entropy, [np.log(4) - 0.75 * np.log(3)] * 2, rtol=1e-6
+    entropy, [np.log(4) - 0.75 * np.log(3)] * 2, rtol=1e-6
   )
 
 
@@ -34,20 +34,20 @@ def test_chunks_change_nothing(chunk):
 
   def chunked(hidden, unembed):
     return logprobs.token_log_probs(
-        hidden, unembed, targets, chunk=chunk, temperature=0.7
+      hidden, unembed, targets, chunk=chunk, temperature=0.7
     )[0].sum()
 
   chex.assert_trees_all_close(
-      jax.value_and_grad(plain, (0, 1))(hidden, unembed),
-      jax.value_and_grad(chunked, (0, 1))(hidden, unembed),
-      rtol=1e-5,
-      atol=1e-6,
+    jax.value_and_grad(plain, (0, 1))(hidden, unembed),
+    jax.value_and_grad(chunked, (0, 1))(hidden, unembed),
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 
 def test_sft_loss_ignores_nan_padding():
   loss, sums = logprobs.sft_loss(
-      jnp.array([-1.0, -2.0, jnp.nan]), jnp.array([1.0, 0.5, 0.0])
+    jnp.array([-1.0, -2.0, jnp.nan]), jnp.array([1.0, 0.5, 0.0])
   )
   # 1 * 1 + 0.5 * 2.
   assert float(loss) == 2.0

@@ -25,7 +25,7 @@ def _golden(name):
   path = TESTDATA / name
   config = hf.read_config(path)
   params = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.float32), hf.load_params(path, config)
+    lambda x: jnp.asarray(x, jnp.float32), hf.load_params(path, config)
   )
   return config, params, np.load(path / "golden.npz")
 
@@ -33,16 +33,15 @@ def _golden(name):
 def _whole(shape, params, ids):
   """Logits of whole sequences: each a branch on its own first token."""
   hidden = qwen3.Qwen3(shape).apply(
-      {"params": params},
-      jnp.zeros((len(ids), 1), jnp.int32),
-      ids[:, None],
-      jnp.zeros((len(ids), 1), jnp.int32),
+    {"params": params},
+    jnp.zeros((len(ids), 1), jnp.int32),
+    ids[:, None],
+    jnp.zeros((len(ids), 1), jnp.int32),
   )
   return hidden[:, 0] @ qwen3.unembedding(params, shape)
 
 
 class GoldenTest(parameterized.TestCase):
-
   @parameterized.parameters("qwen3_tied", "qwen3_untied")
   def test_logits_and_gradients_are_transformers(self, name):
     config, params, golden = _golden(name)
@@ -60,16 +59,15 @@ class GoldenTest(parameterized.TestCase):
     for key, keys, transposed, _ in hf.name_map(config):
       got = functools.reduce(lambda node, k: node[k], keys, grads)
       np.testing.assert_allclose(
-          got.T if transposed else got,
-          golden[f"grad/{key}"],
-          atol=1e-4,
-          rtol=1e-4,
-          err_msg=key,
+        got.T if transposed else got,
+        golden[f"grad/{key}"],
+        atol=1e-4,
+        rtol=1e-4,
+        err_msg=key,
       )
 
 
 class TreeTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
@@ -78,19 +76,19 @@ class TreeTest(parameterized.TestCase):
     other = rng.integers(0, 64, 9).astype(np.int32)
     lengths = rng.integers(1, 7, 8)
     self.rows = batches.Rows(
-        # Nested prefixes of one trajectory, one prompt twice, one apart.
-        prompts=[trunk[:n] for n in (23, 23, 11, 5, 17, 1)] + [other, other],
-        actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
-        weights=[np.full(n, 0.5, np.float32) for n in lengths],
-        advantages=rng.normal(size=8).astype(np.float32),
-        sampler_log_probs=[np.zeros(n, np.float32) for n in lengths],
+      # Nested prefixes of one trajectory, one prompt twice, one apart.
+      prompts=[trunk[:n] for n in (23, 23, 11, 5, 17, 1)] + [other, other],
+      actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
+      weights=[np.full(n, 0.5, np.float32) for n in lengths],
+      advantages=rng.normal(size=8).astype(np.float32),
+      sampler_log_probs=[np.zeros(n, np.float32) for n in lengths],
     )
 
   def _sums(self, rows, **layout):
     """Loss sum, gradient and per-row log-probs of packed rows."""
     batch, places = batches.pack(rows, **layout)
     log_probs_fn = functools.partial(
-        step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+      step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
     )
 
     def loss(params):
@@ -103,9 +101,9 @@ class TreeTest(parameterized.TestCase):
         kept.append(masked.sum(-1))
       return total, jnp.stack(kept)
 
-    (total, rows_out), grads = jax.jit(
-        jax.value_and_grad(loss, has_aux=True)
-    )(self.params)
+    (total, rows_out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      self.params
+    )
     return total, grads, np.asarray(rows_out).reshape(-1)[places]
 
   def test_tree_equals_separate_sequences(self):
@@ -120,22 +118,22 @@ class TreeTest(parameterized.TestCase):
       self.assertAlmostEqual(got[2][row], float(want), places=4)
 
   @parameterized.parameters(
-      {"micro_batches": 2}, {"multiple_of": 8}, {"micro_batches": 3}
+    {"micro_batches": 2}, {"multiple_of": 8}, {"micro_batches": 3}
   )
   def test_packing_changes_nothing(self, **layout):
     chex.assert_trees_all_close(
-        self._sums(self.rows), self._sums(self.rows, **layout), atol=1e-5
+      self._sums(self.rows), self._sums(self.rows, **layout), atol=1e-5
     )
 
   def test_row_order_changes_nothing(self):
     order = np.random.default_rng(1).permutation(8)
     moved = batches.Rows(
-        *(
-            [getattr(self.rows, name)[i] for i in order]
-            for name in ("prompts", "actions", "weights")
-        ),
-        advantages=self.rows.advantages[order],
-        sampler_log_probs=[self.rows.sampler_log_probs[i] for i in order],
+      *(
+        [getattr(self.rows, name)[i] for i in order]
+        for name in ("prompts", "actions", "weights")
+      ),
+      advantages=self.rows.advantages[order],
+      sampler_log_probs=[self.rows.sampler_log_probs[i] for i in order],
     )
     want, got = self._sums(self.rows), self._sums(moved)
     chex.assert_trees_all_close(want[:2], got[:2], atol=1e-5)
@@ -143,7 +141,6 @@ class TreeTest(parameterized.TestCase):
 
 
 class AttentionTest(parameterized.TestCase):
-
   @parameterized.parameters(8, 16, 53)
   def test_blockwise_is_dense(self, block):
     keys = jax.random.split(jax.random.key(0), 4)
@@ -161,10 +158,10 @@ class AttentionTest(parameterized.TestCase):
       return jax.value_and_grad(f, (0, 1, 2), has_aux=True)(q, k, v)
 
     chex.assert_trees_all_close(
-        scalar(attention.dense),
-        scalar(lambda *args: attention.blockwise(*args, block)),
-        atol=2e-5,
-        rtol=1e-5,
+      scalar(attention.dense),
+      scalar(lambda *args: attention.blockwise(*args, block)),
+      atol=2e-5,
+      rtol=1e-5,
     )
 
   def test_golden(self):
@@ -184,8 +181,8 @@ class AttentionTest(parameterized.TestCase):
     all_keys = jnp.full((1, 5), 9)
     want, _ = attention.dense(q, k, v, all_keys)
     got = attention.merge(
-        attention.dense(q, k[:, :4], v[:, :4], jnp.full((1, 5), 4)),
-        attention.dense(q, k[:, 4:], v[:, 4:], jnp.full((1, 5), 5)),
+      attention.dense(q, k[:, :4], v[:, :4], jnp.full((1, 5), 4)),
+      attention.dense(q, k[:, 4:], v[:, 4:], jnp.full((1, 5), 5)),
     )
     np.testing.assert_allclose(got, want, atol=1e-6)
 

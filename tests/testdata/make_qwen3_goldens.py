@@ -22,19 +22,19 @@ HERE = pathlib.Path(__file__).parent
 def make(name: str, *, tied: bool, dtype: torch.dtype, shard: str) -> None:
   torch.manual_seed(0)
   model = Qwen3ForCausalLM(
-      Qwen3Config(
-          vocab_size=64,
-          hidden_size=32,
-          intermediate_size=48,
-          num_hidden_layers=2,
-          num_attention_heads=4,
-          num_key_value_heads=2,
-          head_dim=16,
-          rope_theta=10000.0,
-          tie_word_embeddings=tied,
-          attn_implementation="eager",
-          initializer_range=0.2,
-      )
+    Qwen3Config(
+      vocab_size=64,
+      hidden_size=32,
+      intermediate_size=48,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      head_dim=16,
+      rope_theta=10000.0,
+      tie_word_embeddings=tied,
+      attn_implementation="eager",
+      initializer_range=0.2,
+    )
   )
   # Norm scales start at 1: draw them, so that a swapped name shows.
   with torch.no_grad():
@@ -48,21 +48,21 @@ def make(name: str, *, tied: bool, dtype: torch.dtype, shard: str) -> None:
   (HERE / name / "generation_config.json").unlink(missing_ok=True)
   # Loaded again: casting the model would leave its rotary table in bfloat16.
   model = Qwen3ForCausalLM.from_pretrained(
-      HERE / name, dtype=torch.float32, attn_implementation="eager"
+    HERE / name, dtype=torch.float32, attn_implementation="eager"
   )
   ids = torch.randint(0, 64, (2, 12))
   logits = model(ids).logits
   torch.nn.functional.cross_entropy(
-      logits[:, :-1].reshape(-1, 64), ids[:, 1:].reshape(-1), reduction="sum"
+    logits[:, :-1].reshape(-1, 64), ids[:, 1:].reshape(-1), reduction="sum"
   ).backward()
   np.savez_compressed(
-      HERE / name / "golden.npz",
-      ids=ids.numpy(),
-      logits=logits.detach().numpy(),
-      **{
-          f"grad/{key}": value.grad.numpy()
-          for key, value in model.named_parameters()
-      },
+    HERE / name / "golden.npz",
+    ids=ids.numpy(),
+    logits=logits.detach().numpy(),
+    **{
+      f"grad/{key}": value.grad.numpy()
+      for key, value in model.named_parameters()
+    },
   )
 
 

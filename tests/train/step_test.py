@@ -25,11 +25,11 @@ def _rows(advantages):
   lengths = rng.integers(1, 6, 16)
   actions = [rng.integers(0, 64, n).astype(np.int32) for n in lengths]
   return batches.Rows(
-      prompts=[p for p in prompts for _ in range(4)],
-      actions=actions,
-      weights=[np.ones(n, np.float32) for n in lengths],
-      advantages=advantages,
-      sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
+    prompts=[p for p in prompts for _ in range(4)],
+    actions=actions,
+    weights=[np.ones(n, np.float32) for n in lengths],
+    advantages=advantages,
+    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
   )
 
 
@@ -38,16 +38,16 @@ def _setup(**options):
   tx = optax.sgd(0.1)
   params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
   log_probs = functools.partial(
-      step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+    step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
   )
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
       kl_coef=0.0, loss_norm="token", importance_cap=0.0, importance_floor=0.0,
   ) | options  # fmt: skip
   step = functools.partial(
-      step_lib.train_step,
-      loss_fn=functools.partial(step_lib.grpo_loss, **knobs),
-      tx=tx,
+    step_lib.train_step,
+    loss_fn=functools.partial(step_lib.grpo_loss, **knobs),
+    tx=tx,
   )
   return state_lib.create(params, tx), step
 
@@ -87,9 +87,9 @@ def test_pmap(reference):
   # Rows come back where they were sent.
   alone = jax.jit(step)(state, batch)[2]["log_prob"]
   np.testing.assert_allclose(
-      out[2]["log_prob"].reshape(-1)[places],
-      alone.reshape(-1)[places],
-      atol=1e-5,
+    out[2]["log_prob"].reshape(-1)[places],
+    alone.reshape(-1)[places],
+    atol=1e-5,
   )
 
 
@@ -98,13 +98,11 @@ def test_sharded(reference, model_parallel):
   state, step = _setup()
   batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
   run, state = parallel.sharded(
-      step, state, TINY, parallel.mesh(model_parallel)
+    step, state, TINY, parallel.mesh(model_parallel)
   )
   kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
   assert not kernel.sharding.is_fully_replicated
-  chex.assert_trees_all_close(
-      _result(run(state, batch)), reference, atol=1e-6
-  )
+  chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-6)
 
 
 def test_zero_advantages_move_nothing():

@@ -13,9 +13,9 @@ def _action(said):
   if isinstance(said, str):
     return types.Action("message", content=said)
   calls = tuple(
-      types.ToolCall(i["name"], i["arguments"])
-      for i in said
-      if i["type"] == "function_call"
+    types.ToolCall(i["name"], i["arguments"])
+    for i in said
+    if i["type"] == "function_call"
   )
   if calls:
     kind = "function_call" if len(calls) == 1 else "function_call_batch"
@@ -42,7 +42,7 @@ def _cases(testdata, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("single_step", 500), ("swe_pivot", 340)]
+  ("name", "least"), [("single_step", 500), ("swe_pivot", 340)]
 )
 def test_compat_gives_the_original_rewards(testdata, name, least):
   """Where the original raised or refused the label, no reward is compared."""
@@ -52,7 +52,7 @@ def test_compat_gives_the_original_rewards(testdata, name, least):
     if case["reward"] is None:
       continue
     got = verify.verify(
-        name, demonstration, action, config=case["config"], setting="compat"
+      name, demonstration, action, config=case["config"], setting="compat"
     )
     total += 1
     if abs(got.reward - case["reward"]) > 1e-9:

@@ -1,0 +1,170 @@
+"""The embedded sampler: a row is a function of its prompt and seed."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import jax_sampler
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import step as step_lib
+
+TINY = qwen3.Config(64, 32, 48, 2, 4, 2, 16, tie_word_embeddings=True)
+STOPS = tuple(range(8))
+
+
+@pytest.fixture(scope="module")
+def params():
+  boxed = qwen3.init_params(TINY, jax.random.key(0))
+  # Wider than at the start of training, so that choices differ.
+  return jax.tree.map(lambda x: 6 * x, nn.unbox(boxed))
+
+
+@pytest.fixture(scope="module")
+def engine(params):
+  engine = jax_sampler.JaxSampler(TINY, chunk=4)
+  engine.load(params, "0")
+  return engine
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  rng = np.random.default_rng(0)
+  trunk = rng.integers(0, 64, 21).astype(np.int32)
+  other = rng.integers(0, 64, 6).astype(np.int32)
+  return [trunk, trunk, trunk[:9], trunk[:1], trunk[:15], other, other, other]
+
+
+def _sampling(**knobs):
+  return base.SamplingParams(**({"max_tokens": 14, "stop_ids": STOPS} | knobs))
+
+
+def _same(left, right):
+  np.testing.assert_array_equal(left.ids, right.ids)
+  np.testing.assert_allclose(left.log_probs, right.log_probs, atol=1e-5)
+  assert left.finish == right.finish
+
+
+def test_a_row_does_not_depend_on_its_batch(engine, prompts):
+  together = engine.sample(prompts, _sampling(), range(8))
+  assert len({len(c.ids) for c in together}) > 1
+  for row in (0, 3, 6):
+    alone = engine.sample([prompts[row]], _sampling(), [row])[0]
+    _same(alone, together[row])
+  order = [5, 2, 7, 0]
+  moved = engine.sample([prompts[i] for i in order], _sampling(), order)
+  for row, completion in zip(order, moved, strict=True):
+    _same(completion, together[row])
+
+
+def test_budgets_change_nothing(engine, params, prompts):
+  small = jax_sampler.JaxSampler(TINY, batch_tokens=32, batch_rows=2, chunk=3)
+  small.load(params, "0")
+  want = engine.sample(prompts, _sampling(), range(8))
+  for left, right in zip(
+    want, small.sample(prompts, _sampling(), range(8)), strict=True
+  ):
+    _same(left, right)
+
+
+def test_other_seeds_give_other_samples(engine, prompts):
+  same = [prompts[0]] * 16
+  drawn = engine.sample(same, _sampling(max_tokens=3), range(16))
+  assert len({c.ids.tobytes() for c in drawn}) > 4
+
+
+def test_log_probs_are_the_trainers(engine, params, prompts):
+  drawn = engine.sample(prompts, _sampling(temperature=0.7), range(8))
+  batch, places = batches.pack(
+    batches.Rows(
+      prompts=prompts,
+      actions=[c.ids for c in drawn],
+      weights=[np.ones(len(c.ids)) for c in drawn],
+      advantages=np.zeros(8),
+      sampler_log_probs=[c.log_probs for c in drawn],
+    )
+  )
+  micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+  got, _ = step_lib.policy_log_probs(
+    qwen3.Qwen3(TINY), params, micro, chunk=64, temperature=0.7
+  )
+  got = np.asarray(got).reshape(-1, got.shape[-1])[places]
+  for row, completion in enumerate(drawn):
+    np.testing.assert_allclose(
+      got[row, : len(completion.ids)], completion.log_probs, atol=2e-4
+    )
+
+
+def test_greedy_is_the_argmax_of_whole_sequences(engine, params, prompts):
+  drawn = engine.sample(
+    prompts[:6], _sampling(temperature=0.0, max_tokens=5), range(6)
+  )
+
+  @jax.jit
+  def following(ids):
+    hidden = qwen3.Qwen3(TINY).apply(
+        {"params": params}, jnp.zeros((1, 1), jnp.int32), ids[None, None],
+        jnp.zeros((1, 1), jnp.int32),
+    )  # fmt: skip
+    return jnp.argmax(hidden[0, 0] @ qwen3.unembedding(params, TINY), -1)
+
+  for prompt, completion in zip(prompts, drawn, strict=False):
+    ids = np.concatenate([prompt, completion.ids])
+    likeliest = np.asarray(following(np.resize(ids, 32)))
+    start = len(prompt) - 1
+    np.testing.assert_array_equal(
+      likeliest[start : start + len(completion.ids)], completion.ids
+    )
+
+
+def test_stop_ends_a_row_and_length_cuts_it(engine, prompts):
+  drawn = engine.sample(prompts, _sampling(max_tokens=6), range(8))
+  for completion in drawn:
+    if completion.finish == "stop":
+      assert completion.ids[-1] in STOPS
+    else:
+      assert len(completion.ids) == 6 and completion.ids[-1] not in STOPS
+    assert not np.isin(completion.ids[:-1], STOPS).any()
+
+
+def test_top_k_of_one_is_greedy(engine, prompts):
+  greedy = engine.sample(prompts, _sampling(temperature=0.0), range(8))
+  first = engine.sample(prompts, _sampling(top_k=1), range(8))
+  narrow = engine.sample(prompts, _sampling(top_p=1e-6), range(8))
+  for a, b, c in zip(greedy, first, narrow, strict=True):
+    np.testing.assert_array_equal(a.ids, b.ids)
+    np.testing.assert_array_equal(a.ids, c.ids)
+
+
+def test_sampled_frequencies_are_the_policys(engine, params):
+  prompt = np.array([3, 9, 27], np.int32)
+  count = 4000
+  drawn = engine.sample([prompt] * count, _sampling(max_tokens=1), range(count))
+  hidden = qwen3.Qwen3(TINY).apply(
+      {"params": params}, jnp.zeros((1, 1), jnp.int32), prompt[None, None],
+      jnp.zeros((1, 1), jnp.int32),
+  )  # fmt: skip
+  logits = hidden[0, 0, -1] @ qwen3.unembedding(params, TINY)
+  want = np.asarray(jax.nn.softmax(logits))
+  got = np.bincount([c.ids[0] for c in drawn], minlength=64) / count
+  # Five standard errors of each frequency.
+  assert (np.abs(got - want) < 5 * np.sqrt(want / count) + 1e-3).all()
+
+
+def test_shared_prompts_are_prefilled_once(engine, prompts):
+  engine.sample(prompts, _sampling(), range(8))
+  # Trunks of 21 and 6 tokens; the prompts are 21+21+9+1+15+6+6+6 = 85.
+  assert engine.stats.trunk_tokens == 27
+  assert engine.stats.prompt_tokens == 85
+
+
+def test_misuse_is_an_error(prompts):
+  engine = jax_sampler.JaxSampler(TINY)
+  with pytest.raises(ValueError, match="no weights"):
+    engine.sample(prompts, _sampling(), range(8))
+  engine.load({}, "0")
+  with pytest.raises(ValueError, match="3 seeds; expected 8"):
+    engine.sample(prompts, _sampling(), range(3))

@@ -1,0 +1,96 @@
+"""The report of a small made-up workdir."""
+
+import json
+import re
+
+import pytest
+
+from configs import swe
+from pivotrl_jax.report import write
+
+TRAJECTORY = {
+    "id": "t", "domain": "swe", "source": "s", "task_id": "k", "reward": 1.0,
+    "success": True, "tools": [], "messages": [
+        {"role": "user", "content": "fix <script>alert(1)</script>"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "c", "name": "grep", "arguments": "{\"pattern\": \"a|b\"}"}
+        ]},
+    ],
+}  # fmt: skip
+CANDIDATE = {
+    "id": "t/0", "trajectory_id": "t", "turn": 0, "num_turns": 1, "prefix": 1,
+    "demonstration": {
+        "type": "function_call", "name": "grep", "arguments": "{}",
+    },
+}  # fmt: skip
+PROFILE = {
+    "candidate_id": "t/0", "policy": "p", "group_size": 4,
+    "rewards": [1.0, 0.0, 0.0, 0.0], "reasons": ["none", "a", "a", "a"],
+    "mean": 0.25, "variance": 0.1875,
+    "completions": ["</pre><script>alert(2)</script>", "x", "y", "\ud800"],
+}  # fmt: skip
+
+
+def _rows(policy, wins):
+  return [
+      {"policy": policy, "suite": "swe", "split": "eval", "task": f"t{i}",
+       "seed": 0, "success": i < wins, "turns": 4, "tokens": 50}
+      for i in range(20)
+  ]  # fmt: skip
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  config = swe.get_config("tiny").to_dict()
+  (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+  pivot = {"candidate_id": "t/0", "mean": 0.25, "variance": 0.1875,
+           "rule": "difficult"}  # fmt: skip
+  for name, rows in {
+    "trajectories": [TRAJECTORY],
+    "candidates": [CANDIDATE],
+    "profiles": [PROFILE],
+    "pivots": [pivot],
+    "metrics": [
+      {"step": i + 1, "rollout/reward_mean": i / 10} for i in range(10)
+    ],
+    "evals": _rows("base", 5) + _rows("trained", 15),
+    "skipped": [{"stage": "profile", "id": "u/0", "reason": "too long"}],
+  }.items():
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"{name}.jsonl").write_text(lines)
+  return tmp_path
+
+
+def _bytes(workdir):
+  return {
+    str(p.relative_to(workdir)): p.read_bytes()
+    for p in sorted((workdir / "report").rglob("*"))
+    if p.is_file()
+  }
+
+
+def test_report(workdir):
+  config = swe.get_config("tiny")
+  write.run(config, workdir)
+  first = _bytes(workdir)
+  text = first["report/report.md"].decode()
+  # 5 of 20 before, 15 after: ten tasks gained of twenty.
+  assert "25.0 % -> 75.0 %" in text and "+50.0 points" in text
+  assert "| left out by profile: too long | 1 |" in text
+  assert "| pivots kept | 1 (100 %) |" in text
+  html = first["report/report.html"].decode()
+  assert "alert(1)" in html and "alert(2)" in html
+  assert not re.search(r"<script>alert", html)
+  assert not re.search(r'(src|href)="(?!data:)', html)
+  assert {"report/figures/profile.png", "report/figures/reward.png",
+          "report/figures/success.png"} <= set(first)  # fmt: skip
+  write.run(config, workdir)
+  assert _bytes(workdir) == first
+
+
+def test_what_is_absent_is_said(workdir):
+  for name in ("metrics", "evals", "pivots", "profiles"):
+    (workdir / f"{name}.jsonl").unlink()
+  write.run(swe.get_config("tiny"), workdir)
+  text = (workdir / "report" / "report.md").read_text()
+  assert "No evaluation of a base and a trained policy here." in text
