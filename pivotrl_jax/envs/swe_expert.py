@@ -101,10 +101,11 @@ def _wrong_mend(task, state, rng):
     new = str(rng.choice(task.wrong)).strip()
     if indent + new != lines[at]:
       return _edit(rng, task.path, lines[at].strip(), new)
-  at = int(rng.choice([i for i, x in enumerate(lines) if "return" in x]))
-  old = lines[at].strip()
-  swapped = _swap(old)
-  return _edit(rng, task.path, old, swapped)
+  returns = [x.strip() for x in lines if "return" in x]
+  if not returns:  # Earlier mends have replaced the last of them.
+    return _give_up(task, state, rng)
+  old = str(rng.choice(returns))
+  return _edit(rng, task.path, old, _swap(old))
 
 
 def _swap(line):
@@ -128,13 +129,6 @@ def _wrong_file(task, state, rng):
   return _view(rng, state, str(rng.choice(others)))
 
 
-def _blind_edit(task, state, rng):
-  del state
-  return _edit(
-    rng, task.path, f"return {rng.choice(swe_tasks.NOUNS)}", "return 0"
-  )
-
-
 def _give_up(task, state, rng):
   del task, state
   return _call(rng, "submit")
@@ -147,9 +141,9 @@ def _talk(task, state, rng):
 
 
 _POOR: tuple[Callable[..., types.Action], ...] = (
-    _wrong_mend, _junk_grep, _wrong_file, _blind_edit, _give_up, _talk,
+    _wrong_mend, _junk_grep, _wrong_file, _give_up, _talk,
 )  # fmt: skip
-_POOR_SHARES = (0.35, 0.15, 0.15, 0.05, 0.25, 0.05)
+_POOR_SHARES = (0.4, 0.15, 0.15, 0.25, 0.05)
 
 
 def _first_difference(task, state):

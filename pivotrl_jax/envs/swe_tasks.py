@@ -148,7 +148,7 @@ _REFERENCE = {name: getattr(builtins, name) for name in sandbox.BUILTINS}
 def make_bug(
   rng: np.random.Generator, *, wanted: Callable[[str], bool]
 ) -> Bug | None:
-  """Draws two files and breaks one function.
+  """Draws two files of one function each and breaks one of them.
 
   Args:
     rng: all draws come from here.
@@ -162,8 +162,7 @@ def make_bug(
   if not wanted(names[0]):
     return None
   nouns = [str(n) for n in rng.choice(NOUNS, 2, replace=False)]
-  functions = [_function(rng, name) for name in names]
-  target = functions[0]
+  target, other = (_function(rng, name) for name in names)
   family, fields = target.family, target.fields
   wrong = [line.format(**fields) for line in family.wrong]
   right = family.lines[family.at].format(**fields)
@@ -172,15 +171,11 @@ def make_bug(
   checks = _checks(rng, target, broken)
   if checks is None:
     return None
-  # Two functions in the file at fault, the third alone in the other.
-  order = [0, 1] if rng.random() < 0.5 else [1, 0]
-  other = (f"{nouns[1]}.py", functions[2].source())
   path = f"{nouns[0]}.py"
 
   def files(line):
-    sources = [target.source(line), functions[1].source()]
-    pair = [(path, "\n".join(sources[i] for i in order)), other]
-    return tuple(pair if nouns[0] < nouns[1] else pair[::-1])
+    pair = (path, target.source(line)), (f"{nouns[1]}.py", other.source())
+    return tuple(sorted(pair))
 
   call, want, got = checks[0]
   return Bug(
@@ -218,10 +213,10 @@ class _Function:
 
 
 def _names(rng):
-  """Three different function names."""
+  """Two different function names."""
   while True:
-    names = [f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}" for _ in range(3)]
-    if len(set(names)) == 3:
+    names = [f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}" for _ in range(2)]
+    if len(set(names)) == 2:
       return names
 
 

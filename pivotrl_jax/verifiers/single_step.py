@@ -32,9 +32,10 @@ def verify(
   config: Mapping[str, Any],
   setting: str,
   row: Mapping[str, Any],
+  judge: Any = None,
 ) -> types.Verdict:
   """See the module; calls beat text on both sides."""
-  del tools, row
+  del tools, row, judge
   if demonstration.type == "message":
     return _message(action, setting)
   if action.type == "message":

@@ -15,9 +15,10 @@ def verify(
   config: Mapping[str, Any],
   setting: str,
   row: Mapping[str, Any],
+  judge: Any = None,
 ) -> types.Verdict:
   """1 where the two say the same; JSON white space and key order aside."""
-  del tools, config, setting, row
+  del tools, config, setting, row, judge
   if _canonical(demonstration) == _canonical(action):
     return types.Verdict(1.0, "exact_match")
   return types.Verdict(0.0, "not_exact_match")

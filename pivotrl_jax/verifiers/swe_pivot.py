@@ -82,9 +82,10 @@ def verify(
   config: Mapping[str, Any],
   setting: str,
   row: Mapping[str, Any],
+  judge: Any = None,
 ) -> types.Verdict:
   """See the module; levels as the original counts them."""
-  del tools, row
+  del tools, row, judge
   mended = setting == "default"
   if demonstration.type != "function_call":
     return _other_label(demonstration, action, mended)

@@ -5,15 +5,23 @@ from typing import Any
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.verifiers import judge as judge_lib
 from pivotrl_jax.verifiers import single_step
 from pivotrl_jax.verifiers import strict
 from pivotrl_jax.verifiers import swe_pivot
+from pivotrl_jax.verifiers import terminal_multi_harness
+from pivotrl_jax.verifiers import terminus_judge
 
 SETTINGS = ("default", "compat")
 # Name -> (verifier, its options with their defaults).
 VERIFIERS = {
   "single_step": (single_step.verify, single_step.DEFAULTS),
   "swe_pivot": (swe_pivot.verify, swe_pivot.DEFAULTS),
+  "terminus_judge": (terminus_judge.verify, terminus_judge.DEFAULTS),
+  "terminal_multi_harness": (
+    terminal_multi_harness.verify,
+    terminal_multi_harness.DEFAULTS,
+  ),
   "strict": (strict.verify, {}),
 }
 
@@ -27,6 +35,7 @@ def verify(
   config: Mapping[str, Any] | None = None,
   setting: str = "default",
   row: Mapping[str, Any] | None = None,
+  judge: judge_lib.Judge | None = None,
 ) -> types.Verdict:
   """Scores an action against the demonstration.
 
@@ -38,22 +47,28 @@ def verify(
     config: options other than their defaults.
     setting: "default", or "compat" for the original's rewards.
     row: further fields of an imported pivot row.
+    judge: an LLM to ask, for the verifiers that do.
 
   Raises:
-    InputError: an unknown verifier, setting or option.
+    InputError: an unknown verifier, setting or option, or no judge where one
+      is needed.
   """
   check(name, config or {}, setting)
   if isinstance(action, types.ParseFailure):
     return types.Verdict(0.0, action.reason)
   run, defaults = VERIFIERS[name]
-  return run(
-    demonstration,
-    action,
-    tools=tools,
-    config={**defaults, **(config or {})},
-    setting=setting,
-    row=row or {},
-  )
+  try:
+    return run(
+      demonstration,
+      action,
+      tools=tools,
+      config={**defaults, **(config or {})},
+      setting=setting,
+      row=row or {},
+      judge=judge,
+    )
+  except RecursionError:  # Values nested deeper than they can be compared.
+    return types.Verdict(0.0, "too_deeply_nested")
 
 
 def check(name: str, config: Mapping[str, Any], setting: str) -> None:
