@@ -2,23 +2,46 @@
 
 Value rules of `single_step` in two settings. "compat" is the production
 verifier's own, defects included; "default" mends them: equal values match
-first, 5 is 5.0, a bool is no number, and no threshold lets texts agree that
-share no word.
+first, 5 is 5.0, a bool is no number, dates and codes agree exactly, commands
+name the same paths, and texts that share no word never agree.
 """
 
 from collections import Counter
 import json
+import math
+import re
 from typing import Any
 
 UNREADABLE = object()
+_COMMAND_KEYS = ("command", "cmd")
+_PATH = re.compile(r"[\w.~\-]*/[\w./~\-]+|[\w\-]+\.[a-z]\w{0,4}\b")
+_DATE = re.compile(r"[\d\s:.,/\-]+")
+
+
+class _Constant(float):
+  """NaN or Infinity by name: a number too large for a float is neither."""
+
+
+_DECODER = json.JSONDecoder(parse_constant=_Constant)
 
 
 def decode(text: str) -> Any:
   """JSON, or `UNREADABLE`; Python's dialect, as the originals read it."""
   try:
-    return json.loads(text)
+    return _DECODER.decode(text)
   except (ValueError, RecursionError):
     return UNREADABLE
+
+
+def too_large(text: str) -> bool:
+  """Whether `text` may be JSON, but of sizes that Python will not read."""
+  try:
+    _DECODER.decode(text)
+  except json.JSONDecodeError:
+    return False
+  except (ValueError, RecursionError):
+    return True
+  return False
 
 
 def mismatch(
@@ -33,27 +56,27 @@ def mismatch(
     words: least overlap of strings of two words or more.
     setting: "compat" or "default".
   """
-  stack = [(want, got)]
+  stack = [(want, got, "")]
   while stack:
-    e, g = stack.pop()
+    e, g, name = stack.pop()
     if not _same_kind(e, g, setting):
       return "argument_value_type_different"
     if isinstance(e, dict):
       if e.keys() != g.keys():
         return "argument_object_keys_different"
-      stack += [(e[key], g[key]) for key in reversed(list(e))]
+      stack += [(e[key], g[key], key) for key in reversed(list(e))]
     elif isinstance(e, list):
       if len(e) != len(g):
         return "argument_list_length_different"
-      stack += list(zip(e, g, strict=True))[::-1]
-    elif not _same_leaf(e, g, tolerance, words, setting):
+      stack += [(x, y, name) for x, y in zip(e, g, strict=True)][::-1]
+    elif not _same_leaf(e, g, name, tolerance, words, setting):
       return "argument_value_different"
   return None
 
 
 def _same_kind(e, g, setting):
   if setting == "compat":
-    return isinstance(g, type(e))
+    return isinstance(g, float if isinstance(e, float) else type(e))
   if isinstance(e, bool) or isinstance(g, bool):
     return isinstance(e, bool) and isinstance(g, bool)
   if isinstance(e, (int, float)):
@@ -61,27 +84,53 @@ def _same_kind(e, g, setting):
   return isinstance(g, type(e))
 
 
-def _same_leaf(e, g, tolerance, words, setting):
+def _same_leaf(e, g, name, tolerance, words, setting):
   if isinstance(e, str):
-    return same_text(e, g, words, setting)
-  if setting == "default" and (e == g or (e != e and g != g)):
-    return True
-  if isinstance(e, float) or (setting == "default" and isinstance(g, float)):
-    try:
-      return abs(g - e) < tolerance
-    except OverflowError:
-      return False
-  return e == g
+    if setting == "compat":
+      return _same_text_compat(e, g, words)
+    return _same_text(e, g, words, command=name in _COMMAND_KEYS)
+  if setting == "compat":
+    return abs(g - e) < tolerance if isinstance(e, float) else e == g
+  if not isinstance(e, float) and not isinstance(g, float):
+    return e == g
+  return _same_number(e, g, tolerance)
 
 
-def same_text(e: str, g: str, words: float, setting: str) -> bool:
-  """Strings of two words or more by overlap, shorter ones as they are."""
-  if setting == "default" and e == g:
-    return True
-  left, right = e.strip().lower().split(), g.strip().lower().split()
+def _same_number(e, g, tolerance):
+  """Floats: equal, or within the tolerance; the endless ones by name."""
+  try:
+    if math.isfinite(e) and math.isfinite(g):
+      return e == g or abs(g - e) < tolerance
+  except OverflowError:  # An int that no float holds.
+    return e == g
+  return type(e) is type(g) and repr(e) == repr(g)
+
+
+def _same_text_compat(e, g, words):
+  left, right = _words(e), _words(g)
   if len(left) < 2 or len(right) < 2:
     return e == g
-  shared = sum((Counter(left) & Counter(right)).values())
-  overlap = shared / (len(left) + len(right))
+  return _shared(left, right) / (len(left) + len(right)) >= words
+
+
+def _same_text(e, g, words, command):
+  if e == g:
+    return True
+  left, right = _words(e), _words(g)
+  if len(left) < 2 or len(right) < 2:
+    return left == right and len(e) == len(g) == 1
+  if _DATE.fullmatch(e) and _DATE.fullmatch(g):
+    return left == right  # Times, phone numbers: each digit counts.
+  if command and set(_PATH.findall(e)) != set(_PATH.findall(g)):
+    return False
+  shared = _shared(left, right)
   # A threshold of 0 lets any two texts agree: at least a word must be shared.
-  return overlap >= words and (setting == "compat" or shared > 0)
+  return shared > 0 and shared / (len(left) + len(right)) >= words
+
+
+def _words(text):
+  return text.strip().lower().split()
+
+
+def _shared(left, right):
+  return sum((Counter(left) & Counter(right)).values())

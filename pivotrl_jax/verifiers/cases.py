@@ -69,14 +69,15 @@ def read(
   tools = tuple(_get(case, "tools", list, []))
   if not all(isinstance(tool, dict) for tool in tools):
     raise errors.InputError("case.tools: expected a list of objects")
+  setting = _get(case, "setting", str, "default")
   spec = _get(case, "judge", dict, None)
   return Case(
     verifier=name,
-    demonstration=_label(name, case, row),
+    demonstration=_label(name, case, row, setting),
     action=_action(name, case),
     tools=tools,
     config=_get(case, "config", dict, {}),
-    setting=_get(case, "setting", str, "default"),
+    setting=setting,
     row=row,
     judge=judge_lib.stub(spec) if spec else judge,
   )
@@ -93,7 +94,7 @@ def _get(case, key, kind, *default):
   return value
 
 
-def _label(name, case, row):
+def _label(name, case, row, setting):
   """The demonstration, from the case or else from its row."""
   metadata = row.get("metadata")
   metadata = metadata if isinstance(metadata, dict) else {}
@@ -108,7 +109,19 @@ def _label(name, case, row):
     # The first that is a call counts.
     found.sort(key=lambda x: not _is_call(x))
   label = next((x for x in found if x is not None), None)
-  return types.action_from_json(label, place="label")
+  if name == "swe_pivot" and _is_call(label):
+    label = _with_text(label, setting)
+  demonstration = types.action_from_json(label, place="label")
+  if demonstration.type != "message" and not demonstration.calls:
+    if name == "single_step":
+      raise errors.InputError("label.calls: []; expected at least one call")
+  return demonstration
+
+
+def _with_text(label, setting):
+  """A call whose arguments may be an object, or in the original nothing."""
+  given = label.get("arguments", {} if setting == "compat" else None)
+  return {**label, "arguments": json.dumps(given)} if isinstance(given, dict) else label
 
 
 def _decoded(row):
@@ -161,9 +174,9 @@ _NO_ACTION = {
 
 
 def _first_part(texts):
-  """The first part of the first message that has one; if blank, the next."""
+  """The first text; a blank one only where nothing else was said."""
   parts = [part for message in texts for part in message]
-  return parts[0]
+  return next((part for part in parts if part.strip()), parts[0])
 
 
 _JOIN = {

@@ -45,7 +45,10 @@ def verify(
   if len(wanted) == len(made) == 1:
     reason = table[0][0]
     return types.Verdict(float(reason is None), reason or "expected_tool_call")
-  return _several(table, len(made), config, setting)
+  if any(arguments.too_large(call.arguments) for call in made):
+    return types.Verdict(0.0, "arguments_decode_error")
+  alone = demonstration.type == "function_call"
+  return _several(table, len(made), alone, config, setting)
 
 
 def compare(
@@ -78,7 +81,7 @@ def _message(action, setting):
   return types.Verdict(1.0, "expected_chat_message_found")
 
 
-def _several(table, count, config, setting):
+def _several(table, count, alone, config, setting):
   """Rewards a maximum matching between expected and made calls."""
   expected = len(table)
   rewarding = config["parallel_tool_call_rewarding"]
@@ -90,7 +93,9 @@ def _several(table, count, config, setting):
   fits = np.array([[reason is None for reason in row] for row in table], int)
   partner = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
   matched = int((partner >= 0).sum())
-  reward = _reward(matched, expected, count, config, setting)
+  reward = _reward(matched, expected, count, config)
+  if setting == "default" and alone and not rewarding and count > 1:
+    reward = 0.0  # Upstream lets surplus calls go free: spraying would pay.
   details = {"matched": matched, "expected": expected, "made": count}
   if reward == 1.0:
     tail = "" if expected == 1 else "_batch"
@@ -104,13 +109,11 @@ def _several(table, count, config, setting):
   return types.Verdict(reward, reason, details)
 
 
-def _reward(matched, expected, count, config, setting):
+def _reward(matched, expected, count, config):
   if not config["parallel_tool_call_rewarding"]:
-    # Upstream lets surplus calls go free: spraying calls would pay.
-    right = matched == expected and (setting == "compat" or count == expected)
-    return float(right)
+    return float(matched == expected)
   mode = config["parallel_tool_call_reward_mode"]
-  if mode == "f1" or (setting == "default" and count > expected):
+  if mode == "f1":
     return 2.0 * matched / (expected + count)
   required = min(expected, count) if config["allow_subset"] else expected
   if mode == "fractional":

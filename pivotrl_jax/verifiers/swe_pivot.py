@@ -3,20 +3,19 @@
 The behaviour of NeMo Gym's swe_pivot ("compat"), and the same with its
 defects mended ("default"): whatever the demonstration's call carries, the
 model's call must carry too; searches compare their patterns, unknown tools
-all their arguments; an edit is what it changes, however much unchanged
-context it quotes. With both switches off only the tool counts: the paper's
-own SWE reward.
+all their arguments; views through an editor, a reader or the shell are one.
+With both switches off only the tool counts: the paper's own SWE reward.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-import difflib
-import functools
+import json
 import re
 from typing import Any
 
 from pivotrl_jax import types
 from pivotrl_jax.verifiers import arguments as args_lib
+from pivotrl_jax.verifiers import similarity
 
 DEFAULTS = {
   "reward_mode": "binary",
@@ -27,6 +26,9 @@ DEFAULTS = {
   "enable_diff_size_shaping": True,
   "diff_size_alpha": 0.1,
   "pattern_threshold": 0.5,
+  # "default" only: "text" compares the quoted texts of an edit, "changed" the
+  # lines that differ between them, however much context is quoted.
+  "edit_scope": "text",
 }
 _CATEGORIES = {
   "edit": (
@@ -67,7 +69,8 @@ _OLD_KEYS = ("old_str", "old_string", "oldString")
 _NEW_KEYS = ("new_str", "new_string", "newString")
 _CONTENT_KEYS = ("patch", "diff", "content", "file_text", "input")
 _PATTERN_KEYS = ("pattern", "query", "regex", "search_term", "glob")
-_PREFIX = 2000  # Characters compared.
+_PREFIX = 2000  # Characters that the original compares.
+_PLAIN = re.compile(r"[\w./\- ]+")
 _PATHS = re.compile(
   r"(?:^|(?<=[\s='\"(]))((?:/[\w.\-]+)+/?|\.{1,2}/[\w.\-/]+"
   r"|[\w.\-]+/[\w.\-/]+)"
@@ -94,10 +97,15 @@ def verify(
   if mended and len(action.calls) > 1:
     return types.Verdict(0.0, "surplus_calls")
   want, got = demonstration.calls[0], action.calls[0]
+  if mended:
+    look = _as_view(want, "")
+    want, got = look, _as_view(got, "view" if look is not want else "")
   kind = _kind(want.name, got.name)
   if kind is None:
     return types.Verdict(0.0, "tool_name_mismatch")
   e, g = (_arguments(call, kind, mended) for call in (want, got))
+  if mended and e == {} and g is None:
+    g = {}  # Nothing was to be said.
   if g is None or e is None:
     return types.Verdict(0.0, "arguments_decode_error")
   if config["enable_target_match"] and not _target(kind, e, g, mended):
@@ -122,9 +130,7 @@ def _verdict(kind, e, g, score, config, mended):
     and kind == "edit"
     and (config["enable_diff_size_shaping"])
   ):
-    size = len(_content(g, mended))
-    if mended:
-      size = max(0, size - len(_content(e, mended)))
+    size = 0 if mended and e == g else len(_content(g, mended))
     penalty = config["diff_size_alpha"] * min(size / 500, 1.0)
     details["diff_size_penalty"] = penalty
     reward *= 1.0 - penalty
@@ -133,16 +139,42 @@ def _verdict(kind, e, g, score, config, mended):
 
 
 def _other_label(demonstration, action, mended):
-  """Message and batch labels: unusable upstream, scored by type here."""
-  if not mended:
+  """Labels that are no call: unusable upstream, a message scored here."""
+  if not mended or demonstration.type != "message":
     return types.Verdict(0.0, "expected_action_invalid")
-  if demonstration.type == "message":
-    said = action.type == "message" and bool(action.content.strip())
-    return types.Verdict(
-      float(said), "none" if said else "no_expected_chat_message"
-    )
-  same = action.calls == demonstration.calls
-  return types.Verdict(float(same), "none" if same else "batch_mismatch")
+  said = action.type == "message" and bool(action.content.strip())
+  return types.Verdict(
+    float(said), "none" if said else "no_expected_chat_message"
+  )
+
+
+def _as_view(call, default):
+  """A look at a file as the read tool's, whoever takes it; else the call.
+
+  An editor's sub-command that is not given is taken to be `default`.
+  """
+  kind = _BY_NAME.get(call.name.lower())
+  if kind not in ("edit", "bash"):
+    return call
+  values = args_lib.decode(call.arguments)
+  if not isinstance(values, dict):
+    return call
+  if kind == "bash":
+    words = _plain_words(_command(values))
+    if len(words) != 2 or words[0] != "cat":
+      return call
+    values = {"path": words[1]}
+  elif values.get("command", default) != "view" or _content(values, True):
+    return call
+  values = {k: v for k, v in values.items() if k != "command"}
+  return types.ToolCall("view_file", json.dumps(values))
+
+
+def _plain_words(command):
+  """The words of a command that does nothing but run one program."""
+  if len(command) > _PREFIX or not _PLAIN.fullmatch(command):
+    return []
+  return command.split()
 
 
 def _kind(want, got):
@@ -176,9 +208,8 @@ def _target(kind, e, g, mended):
   if kind == "bash":
     return _bash_target(_command(e), _command(g), mended)
   if kind in ("search", "read"):
-    return _same_path(e, g, 3, mended) and (
-      kind == "search" or not mended or _covers(e, g)
-    )
+    needed = mended and kind == "read"
+    return _same_path(e, g, 3, needed) and (not needed or _covers(e, g))
   return True
 
 
@@ -188,9 +219,8 @@ def _edit_target(e, g, mended):
     return False
   if not _same_path(e, g, 2, mended):
     return False
-  if left != "view" or right != "view":
-    return True
-  return _covers(e, g) if mended else _covers_compat(e, g)
+  # Mended, a view is no edit: `_as_view`.
+  return left != "view" or right != "view" or _covers_compat(e, g)
 
 
 def _bash_target(want, got, mended):
@@ -205,17 +235,18 @@ def _bash_target(want, got, mended):
   return not (want and got) or _ratio(got, want, mended) >= 0.3
 
 
-def _same_path(e, g, parts, mended):
-  left, right = _path(e, mended), _path(g, mended)
-  if mended and left and not right:
-    return False
+def _same_path(e, g, parts, needed):
+  """Whether the paths agree; with `needed` the label's may not be left out."""
+  left, right = _path(e, _PATH_KEYS), _path(g, _PATH_KEYS)
+  if needed and not left:
+    # A tool with other words for it.
+    left, right = _path(e, _MORE_PATH_KEYS), _path(g, _MORE_PATH_KEYS)
   if not left or not right:
-    return True
+    return not (needed and left)
   return _suffix(left, parts) == _suffix(right, parts)
 
 
-def _path(values, mended):
-  keys = _MORE_PATH_KEYS if mended else _PATH_KEYS
+def _path(values, keys):
   return next((str(values[k]).strip() for k in keys if k in values), "")
 
 
@@ -272,34 +303,31 @@ def _range(values, *, whole=10**9):
 
 def _similarity(kind, e, g, config, mended):
   if kind == "edit":
-    return _edit_similarity(e, g, mended)
+    return _edit_similarity(e, g, config, mended)
   if kind == "bash":
     want, got = _command(e), _command(g)
     return _ratio(got, want, mended) if want and got else 1.0
-  if not mended:
+  if not mended or kind in ("read", "finish", "think", "planning"):
     return 1.0
   if kind == "search":
     return float(_same_pattern(e, g, config["pattern_threshold"]))
-  if kind in ("read", "finish", "think"):
-    return 1.0
   reason = args_lib.mismatch(e, g, tolerance=1e-6, words=0.1, setting="default")
   return float(reason is None)
 
 
-def _edit_similarity(e, g, mended):
+def _edit_similarity(e, g, config, mended):
   olds, news = (_OLD_KEYS, _NEW_KEYS) if mended else (["old_str"], ["new_str"])
   left = [_first(e, olds), _first(e, news)]
   right = [_first(g, olds), _first(g, news)]
   if any(left) and any(right):
-    if mended:
+    if mended and config["edit_scope"] == "changed":
       left, right = _changed(*left), _changed(*right)
     return min(
       _ratio(b, a, mended) if a and b else float(a == b)
       for a, b in zip(left, right, strict=True)
     )
   want, got = _content(e, mended), _content(g, mended)
-  viewed = str(e.get("command", "")) == "view"
-  if mended and not want and not got and not viewed:
+  if mended and not want and not got:
     return float(
         args_lib.mismatch(
             e, g, tolerance=1e-6, words=0.1, setting="default"
@@ -322,13 +350,11 @@ def _changed(old, new):
 
 
 def _content(values, mended):
-  if not mended:
-    if "new_str" in values:
-      return f"{values.get('old_str', '')}\n{values['new_str']}"
-    keys = ("patch", "diff", "content", "file_text")
-    return next((str(values[k]) for k in keys if k in values), "")
-  new = _first(values, _NEW_KEYS)
-  return new or _first(values, _CONTENT_KEYS)
+  if "new_str" in values:
+    return f"{values.get('old_str', '')}\n{values['new_str']}"
+  if mended:
+    return _first(values, (*_NEW_KEYS, *_CONTENT_KEYS))
+  return _first(values, ("patch", "diff", "content", "file_text"))
 
 
 def _first(values, keys):
@@ -341,15 +367,16 @@ def _same_pattern(e, g, threshold):
     Counter(re.findall(r"\w+", _first(v, _PATTERN_KEYS))) for v in (e, g)
   )
   total = sum(left.values()) + sum(right.values())
+  if not _first(e, _PATTERN_KEYS):
+    return True  # A listing: the label has no pattern.
   if not total:
     return _first(e, _PATTERN_KEYS) == _first(g, _PATTERN_KEYS)
   return 2 * sum((left & right).values()) >= threshold * total
 
 
-@functools.lru_cache(maxsize=8192)
 def _ratio(got, want, mended):
-  """difflib's ratio; autojunk, a defect on long text, only in compat."""
-  got, want = got[:_PREFIX], want[:_PREFIX]
-  if got == want:
-    return 1.0
-  return difflib.SequenceMatcher(None, got, want, autojunk=not mended).ratio()
+  """How alike two texts are; the original looks at their beginnings only."""
+  begin = similarity.ratio(got[:_PREFIX], want[:_PREFIX], autojunk=not mended)
+  if not mended or max(len(got), len(want)) <= _PREFIX:
+    return begin
+  return min(begin, similarity.ratio(got, want))

@@ -24,12 +24,18 @@ from pivotrl_jax.verifiers import similarity
 
 DEFAULTS = {
   "string_similarity_threshold": 0.9,
-  "query_string_similarity_threshold": 0.8,
+  "query_string_similarity_threshold": None,  # None: as for all strings.
   "floating_point_comparison_threshold": 1e-6,
   "ignored_argument_keys_by_tool": {},
 }
 _MISMATCH = "argument_value_mismatch"
 _MISSING = object()
+# Reasons for which the original refuses even a copy of the label.
+_EMPTY = (
+  "update_plan_empty_plan",
+  "finish_missing_paths",
+  "todowrite_empty_todos",
+)
 
 Rule = Callable[[dict[str, Any], dict[str, Any], "_Terms"], str | None]
 
@@ -37,14 +43,15 @@ Rule = Callable[[dict[str, Any], dict[str, Any], "_Terms"], str | None]
 class _Terms:
   """What rules compare by: thresholds and setting."""
 
-  def __init__(self, config, setting, row, tool=None):
+  def __init__(self, config, setting, row):
     threshold = row.get("threshold")
     if threshold is None:
       threshold = config["string_similarity_threshold"]
     self.threshold = threshold
     self.config = config
     self.mended = setting == "default"
-    self.tool = tool
+    query = config["query_string_similarity_threshold"]
+    self.query_threshold = query if self.mended and query else threshold
 
   def alike(self, want: str, got: str, threshold: float | None = None) -> bool:
     """Whether two texts are similar enough."""
@@ -173,27 +180,32 @@ def _compare(want, got, schemas, rules, terms):
     return "tool_schema_not_found"
   properties = schema.get("properties")
   properties = properties if isinstance(properties, dict) else {}
+  copied = _canonical(e) == _canonical(g)
   g = _coerced(g, properties)
   if not _validator(json.dumps(schema)).is_valid(g):
     return "tool_schema_validation_failed"
   if want.name != got.name:
     return "unexpected_tool"
   if terms.mended:
-    e, g = _coerced(e, properties), g
     # What a schema says of an absent key, its presence says as well.
     e, g = _explicit(e, g, properties), _explicit(g, e, properties)
-    if _canonical(e) == _canonical(g):
-      return None
   if set(g) - set(e):
     return "unexpected_argument_keys"
   rule = rules.get(got.name)
-  if rule is not None:
-    return rule(e, g, terms)
-  if terms.mended:
-    ignored = terms.config["ignored_argument_keys_by_tool"].get(got.name, ())
-    e, g = ({k: v for k, v in x.items() if k not in ignored} for x in (e, g))
-    return None if terms.same(e, g) else _MISMATCH
-  return None
+  if rule is None:
+    return _same_values(e, g, got.name, terms) if terms.mended else None
+  reason = rule(e, g, terms)
+  if reason in _EMPTY and terms.mended and copied:
+    return None
+  return reason
+
+
+def _same_values(e, g, name, terms):
+  """All that is given to a tool without a rule; absent text is no text."""
+  ignored = terms.config["ignored_argument_keys_by_tool"].get(name, ())
+  want = {k: v for k, v in e.items() if k not in ignored and (k in g or v != "")}
+  got = {k: v for k, v in g.items() if k not in ignored}
+  return None if terms.same(want, got) else _MISMATCH
 
 
 def _coerced(values, properties):
@@ -333,14 +345,12 @@ def _query(e, g, terms):
   if not all(isinstance(x, str) and x for x in pair):
     return "web_search_missing_query"
   want, got = (x.lower().strip() for x in pair)
-  if terms.alike(want, got):
+  if terms.alike(want, got, terms.query_threshold):
     return None
-  if terms.mended:
-    least = terms.config["query_string_similarity_threshold"]
-    # The same words in another order ask for the same.
-    ordered = [" ".join(sorted(x.split())) for x in (want, got)]
-    if terms.alike(want, got, least) or terms.alike(*ordered, least):
-      return None
+  # The same words in another order ask for the same.
+  ordered = [" ".join(sorted(x.split())) for x in (want, got)]
+  if terms.mended and terms.alike(*ordered, terms.query_threshold):
+    return None
   return "web_search_query_similarity_below_threshold"
 
 
