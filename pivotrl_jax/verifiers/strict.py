@@ -1,6 +1,7 @@
 """Exact match with the demonstration: the paper's ablation (eq. 2)."""
 
 from collections.abc import Mapping, Sequence
+import json
 from typing import Any
 
 from pivotrl_jax import types
@@ -31,4 +32,6 @@ def _canonical(action):
 
 def _value(text):
   value = arguments.decode(text)
-  return text if value is arguments.UNREADABLE else value
+  if value is arguments.UNREADABLE:
+    return text
+  return json.dumps(value, sort_keys=True)

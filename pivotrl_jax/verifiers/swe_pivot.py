@@ -272,6 +272,8 @@ def _paths(command):
 def _covers(e, g):
   """Whether a view shows at least 0.8 of the lines the label shows."""
   want, got = _range(e), _range(g)
+  if want == got:
+    return True
   if want is None or got is None:
     # All lines cover any range; a range of what was seen whole may not.
     return got is None

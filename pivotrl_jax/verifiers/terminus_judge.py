@@ -7,6 +7,7 @@ gives a verdict that says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 import json
 from typing import Any
 
@@ -29,6 +30,7 @@ DEFAULTS = {
 }
 _END_THINK = "</think>"
 _DECODER = json.JSONDecoder()
+_MOST_STARTS = 32  # Places where the answer may begin that are tried.
 
 
 def _schema(required, optional, **command):
@@ -175,7 +177,7 @@ def _object(text):
 
 def _answer(text):
   """The text after the thinking, and the object it is, else (text, None)."""
-  for start in _starts(text):
+  for start in itertools.islice(_starts(text), _MOST_STARTS):
     try:
       value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
