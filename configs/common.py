@@ -95,6 +95,14 @@ def _embedded(domain):
     name="single_step",  # A key of verifiers/verify.py.
     setting="default",  # default | compat (the original's rewards).
     options=_section(),  # Options other than the verifier's defaults.
+    judge=_section(  # For terminus_judge; its token: $PIVOTRL_JUDGE_KEY.
+      url="",  # OpenAI-compatible address, ending in /v1; "" = no judge.
+      model="",
+      timeout=60.0,  # Seconds of an attempt.
+      retries=3,
+      concurrency=8,  # Most requests at once.
+      max_tokens=1024,
+    ),
   )
   config.verifier.options.unlock()
   config.rollout = _section(

@@ -1,4 +1,8 @@
-"""Terminal agents with tool calls. Recorded trajectories: give --config.data.path."""
+"""Terminal agents. Recorded trajectories: give --config.data.path.
+
+Replies in JSON (terminus) by default; for structured tool calls
+`--config.verifier.name=terminal_multi_harness`.
+"""
 
 from ml_collections import config_dict
 
@@ -7,5 +11,10 @@ from configs import common
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   config = common.base("terminal", arg)
-  config.verifier.options.word_count_similarity_threshold = 0.1
+  config.verifier.name = "terminus_judge"
+  config.verifier.options.enable_string_similarity = True
+  config.verifier.options.string_similarity_threshold = 0.9
+  config.verifier.options.check_twice_swap = True
+  # A judge's word needs a judge: the paper's scale has one, at judge.url.
+  config.verifier.options.enable_llm_judge = common.parse_arg(arg)["paper"]
   return config

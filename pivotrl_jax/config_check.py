@@ -5,6 +5,7 @@ from typing import Any
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.verifiers import verify
 
 _CHOICES = {
   "domain": types.DOMAINS,
@@ -68,7 +69,21 @@ def check(config: Any) -> None:
       "--config.rollout.temperature: 0; expected above 0, as groups of"
       " equal actions have no variance"
     )
+  _check_verifier(config.verifier)
   _check_paths(config)
+
+
+def _check_verifier(config):
+  options = config.options.to_dict()
+  verify.check(config.name, options, config.setting)
+  asks = config.name == "terminus_judge" and options.get(
+    "enable_llm_judge", verify.VERIFIERS[config.name][1]["enable_llm_judge"]
+  )
+  if asks and not config.judge.url:
+    raise errors.InputError(
+      "--config.verifier.judge.url: not given; expected an OpenAI-compatible"
+      " address, or --config.verifier.options.enable_llm_judge=False"
+    )
 
 
 def _check_paths(config):

@@ -79,8 +79,15 @@ STAGES = {
          "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl"),
         ("report",), (),
     ),
+    "export": (
+        "pivotrl_jax.pivots.export:run", (),
+        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl"),
+        ("pivot_rows.jsonl",), (),
+    ),
 }  # fmt: skip
-DEFAULT_STAGES = tuple(STAGES)
+# Stages that run only when they are asked for.
+_BY_NAME = ("export",)
+DEFAULT_STAGES = tuple(s for s in STAGES if s not in _BY_NAME)
 
 
 def run(config, path: pathlib.Path, stages: list[str]) -> None:
@@ -164,7 +171,6 @@ def main(_) -> None:
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(cache))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
   run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
 
 

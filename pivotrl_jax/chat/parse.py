@@ -31,7 +31,13 @@ def read(
 
 
 def parse(text: str) -> types.Message | types.ParseFailure:
-  """Reads one assistant turn; never raises."""
+  """Reads one assistant turn; never raises.
+
+  A JSON object is content, whatever markup its strings hold: agents of some
+  harnesses answer in JSON.
+  """
+  if text.lstrip().startswith("{") and _is_json(text):
+    return types.Message("assistant", text.strip("\n"))
   reasoning, body = _split_thinking(text)
   if body is None:
     return types.ParseFailure("unclosed_think", text)
@@ -47,7 +53,7 @@ def parse(text: str) -> types.Message | types.ParseFailure:
     if isinstance(call, str):
       return types.ParseFailure(call, text)
     calls.append(call)
-  if _CLOSE in content or _END_THINK in body or _THINK in body:
+  if any(mark in content for mark in (_CLOSE, _END_THINK, _THINK)):
     return types.ParseFailure("stray_markup", text)
   return types.Message(
     "assistant",
@@ -55,6 +61,14 @@ def parse(text: str) -> types.Message | types.ParseFailure:
     reasoning=reasoning,
     tool_calls=tuple(calls),
   )
+
+
+def _is_json(text):
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
 def _split_thinking(text):

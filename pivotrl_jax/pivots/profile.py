@@ -27,7 +27,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   policy = policy_lib.starting(config, workdir)
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
-  score = rollouts.verifier(config)
+  score = rollouts.Scorer(config, workdir)
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }

@@ -5,8 +5,11 @@ and training roll out through this one function, so that they render, sample
 and score alike.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+import concurrent.futures
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
 from pivotrl_jax.pivots import candidates as candidates_lib
+from pivotrl_jax.verifiers import judge as judge_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -52,9 +56,6 @@ class Group:
     return [v.reward for v in self.verdicts]
 
 
-Verify = Callable[[Turn, types.Action | types.ParseFailure], types.Verdict]
-
-
 def render_turn(
   tokenizer: PreTrainedTokenizerBase,
   trajectory: types.Trajectory,
@@ -70,26 +71,54 @@ def render_turn(
   )
 
 
-def verifier(config: Any) -> Verify:
+class Scorer:
   """The reward of a run: `config.verifier`, or exact match."""
-  name = "strict" if config.reward == "strict" else config.verifier.name
-  options = (
-    {} if config.reward == "strict" else config.verifier.options.to_dict()
-  )
-  setting = config.verifier.setting
 
-  def score(turn, action):
+  def __init__(self, config: Any, workdir: pathlib.Path):
+    """Raises InputError for options that the verifier does not have.
+
+    Args:
+      config: the run's.
+      workdir: a judge's answers are kept in `workdir/judge`.
+    """
+    given = config.verifier
+    strict = config.reward == "strict"
+    self._name = "strict" if strict else given.name
+    self._options = {} if strict else given.options.to_dict()
+    self._setting = given.setting
+    verify.check(self._name, self._options, self._setting)
+    self._judge, self._threads = None, 1
+    if given.judge.url:
+      self._threads = given.judge.concurrency
+      self._judge = judge_lib.Endpoint(
+        **given.judge.to_dict(),
+        key=os.environ.get(judge_lib.KEY_VARIABLE, ""),
+        cache=workdir / "judge",
+      )
+
+  def __call__(
+    self, turn: Turn, action: types.Action | types.ParseFailure
+  ) -> types.Verdict:
+    """The verdict on one action."""
     return verify.verify(
-      name,
+      self._name,
       turn.candidate.demonstration,
       action,
       tools=turn.tools,
-      config=options,
-      setting=setting,
+      config=self._options,
+      setting=self._setting,
       row=turn.row,
+      judge=self._judge,
     )
 
-  return score
+  def many(
+    self, turns: Iterable[Turn], actions: Iterable[Any]
+  ) -> list[types.Verdict]:
+    """Verdicts in order; those that wait for a judge wait together."""
+    if self._judge is None:
+      return [self(*pair) for pair in zip(turns, actions, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+      return list(pool.map(self, turns, actions))
 
 
 def sampling_params(
@@ -112,7 +141,7 @@ def roll_out(
   group_size: int,
   sampling: base.SamplingParams,
   seeds: Iterable[int],
-  score: Verify,
+  score: Scorer,
 ) -> list[Group]:
   """Samples `group_size` actions of every turn and scores them.
 
@@ -130,23 +159,20 @@ def roll_out(
   """
   prompts = [turn.prompt for turn in turns for _ in range(group_size)]
   sampled = engine.sample(prompts, sampling, list(seeds))
+  texts, said = zip(*(parse.read(tokenizer, c) for c in sampled), strict=True)
+  verdicts = score.many(
+    [turn for turn in turns for _ in range(group_size)],
+    [types.action_of(x) if isinstance(x, types.Message) else x for x in said],
+  )
   groups = []
   for i, turn in enumerate(turns):
-    completions = sampled[i * group_size : (i + 1) * group_size]
-    read = [parse.read(tokenizer, c) for c in completions]
-    verdicts = [
-      score(
-        turn,
-        said if isinstance(said, types.ParseFailure) else types.action_of(said),
-      )
-      for _, said in read
-    ]
+    of_turn = slice(i * group_size, (i + 1) * group_size)
     groups.append(
       Group(
         turn,
-        tuple(completions),
-        tuple(text for text, _ in read),
-        tuple(verdicts),
+        tuple(sampled[of_turn]),
+        texts[of_turn],
+        tuple(verdicts[of_turn]),
       )
     )
   return groups

@@ -87,7 +87,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   }
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
-  score = rollouts.verifier(config)
+  score = rollouts.Scorer(config, workdir)
   log_probs_fn = sft.log_probs_fn(
     config, policy.config, temperature=config.rollout.temperature
   )

@@ -121,7 +121,11 @@ def _label(name, case, row, setting):
 def _with_text(label, setting):
   """A call whose arguments may be an object, or in the original nothing."""
   given = label.get("arguments", {} if setting == "compat" else None)
-  return {**label, "arguments": json.dumps(given)} if isinstance(given, dict) else label
+  return (
+    {**label, "arguments": json.dumps(given)}
+    if isinstance(given, dict)
+    else label
+  )
 
 
 def _decoded(row):

@@ -28,6 +28,7 @@ from pivotrl_jax.engines import base
 
 Judge = Callable[[str], str | None]
 
+KEY_VARIABLE = "PIVOTRL_JUDGE_KEY"  # Environment variable of the token.
 _TAIL = 200  # Characters in which a verdict counts first.
 _RUBRIC = """You compare two answers of a terminal agent at the same point of \
 the same task. GOLD is known to be good. Decide whether CANDIDATE would do \
@@ -101,7 +102,7 @@ def ask(
   if judge is None:
     raise errors.InputError(
       "verifier: enable_llm_judge without a judge; expected"
-      " --config.judge.url, or --config.verifier.options.enable_llm_judge=False"
+      " --config.verifier.judge.url, or --config.verifier.options.enable_llm_judge=False"
     )
   labels = config["judge_equal_label"], config["judge_not_equal_label"]
   orders = [(gold, candidate, "judge_parsing_failed")]
@@ -210,9 +211,7 @@ class FromEngine:
     self._lock = threading.Lock()
 
   def __call__(self, text: str) -> str | None:
-    ids = render.prompt_ids(
-      self._tokenizer, (types.Message("user", text),), ()
-    )
+    ids = render.prompt_ids(self._tokenizer, (types.Message("user", text),), ())
     with self._lock:
       [completion] = self._engine.sample([ids], self._sampling, [0])
     _, said = parse.read(self._tokenizer, completion)

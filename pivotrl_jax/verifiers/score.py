@@ -47,7 +47,6 @@ _AHEAD = 4  # Chunks in work or done, for each worker.
 _ASKING = 8  # Threads of a worker that wait for a judge.
 
 
-
 _judge: judge_lib.Judge | None = None  # Of this process.
 
 
@@ -63,9 +62,10 @@ def score_line(line: bytes, judge: judge_lib.Judge | None = None) -> str:
   except (ValueError, RecursionError) as error:
     # InputError is a ValueError, and so is whatever is not JSON.
     verdict = types.Verdict(0.0, f"unreadable_case: {error}"[:300])
-  return records.encode(
-    {"id": None, **carried, **dataclasses.asdict(verdict)}
-  ) + "\n"
+  return (
+    records.encode({"id": None, **carried, **dataclasses.asdict(verdict)})
+    + "\n"
+  )
 
 
 def score_lines(
@@ -115,7 +115,7 @@ def main(_):
     judge = {
       "url": _JUDGE_URL.value,
       "model": _JUDGE_MODEL.value,
-      "key": os.environ.get("PIVOTRL_JUDGE_KEY", ""),
+      "key": os.environ.get(judge_lib.KEY_VARIABLE, ""),
       "cache": pathlib.Path(_JUDGE_CACHE.value or f"{output}.judge"),
     }
   try:

@@ -203,7 +203,9 @@ def _compare(want, got, schemas, rules, terms):
 def _same_values(e, g, name, terms):
   """All that is given to a tool without a rule; absent text is no text."""
   ignored = terms.config["ignored_argument_keys_by_tool"].get(name, ())
-  want = {k: v for k, v in e.items() if k not in ignored and (k in g or v != "")}
+  want = {
+    k: v for k, v in e.items() if k not in ignored and (k in g or v != "")
+  }
   got = {k: v for k, v in g.items() if k not in ignored}
   return None if terms.same(want, got) else _MISMATCH
 
@@ -227,7 +229,9 @@ def _explicit(values, other, properties):
   found = dict(values)
   for key in other:
     declared = properties.get(key)
-    if key not in found and isinstance(declared, dict) and "default" in declared:
+    if (
+      key not in found and isinstance(declared, dict) and "default" in declared
+    ):
       found[key] = declared["default"]
   return found
 

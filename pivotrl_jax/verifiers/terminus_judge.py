@@ -122,16 +122,6 @@ def verify(
   return _compare(wanted, text, expected, answer, config, setting, row, judge)
 
 
-def harness(content: str) -> str | None:
-  """Which harness a reply was written for, by its keys; else None."""
-  _, answer = _answer(content.strip())
-  if answer is None:
-    return None
-  if "state_analysis" in answer:
-    return "terminus_1"
-  return "terminus_2" if "analysis" in answer else None
-
-
 def _shape(expected, answer, row, setting):
   """Why an answer is refused before what it does is looked at, or None."""
   schema = _SCHEMAS.get(_metadata(row).get("harness"))

@@ -17,8 +17,10 @@ LEAVES = st.one_of(
 )
 VALUES = st.recursive(
   LEAVES,
-  lambda inner: st.lists(inner, max_size=3)
-  | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+  ),
   max_leaves=4,
 )
 ARGUMENTS = st.dictionaries(
@@ -53,9 +55,7 @@ CALLS = {
       st.fixed_dictionaries(
         {
           "path": TEXT,
-          "view_range": st.lists(
-            st.integers(-1, 300), min_size=2, max_size=2
-          ),
+          "view_range": st.lists(st.integers(-1, 300), min_size=2, max_size=2),
         }
       ),
     ),

@@ -87,6 +87,10 @@ def pivot_row(
     request.update(tool_choice="auto", parallel_tool_calls=True)
     row["agent_ref"] = {"type": "responses_api_agents", "name": agent}
     row["uuid"] = candidate.id
+    if "metadata" in trajectory.extra:  # A terminus reply, and its harness.
+      row["metadata"] = trajectory.extra["metadata"]
+      row["expected_answer"] = candidate.demonstration.content
+      row["expected_action"] = types.action_to_json(candidate.demonstration)
   if not any(key in row for key in _LABELS) and _label(row) is None:
     row["expected_action"] = types.action_to_json(candidate.demonstration)
   return row

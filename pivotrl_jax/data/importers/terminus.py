@@ -68,7 +68,16 @@ def _trajectory(file, index, rows):
     index,
     [*history, types.Message("assistant", answer)],
     task_id=metadata.get("trial_name") or metadata.get("task"),
+    extra={"metadata": {"harness": _harness(row, answer)}},
   )
+
+
+def _harness(row, answer):
+  """Which harness a row says, or its reply was written for."""
+  said = row["metadata"].get("harness")
+  if said is not None:
+    return said
+  return "terminus_1" if '"state_analysis"' in answer else "terminus_2"
 
 
 def _history_length(row):
