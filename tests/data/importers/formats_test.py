@@ -612,3 +612,26 @@ def test_world_demonstrations_succeed(tmp_path):
   found = list(records.read_trajectories(tmp_path / "trajectories.jsonl"))
   assert len({t.id for t in found}) == 3
   assert all(t.success for t in found)
+
+
+def test_parquet_rows_are_rows(tmp_path):
+  """The same rows as JSON lines and as parquet give the same trajectories."""
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  rows = [
+    {
+      "messages": [
+        {"role": "user", "content": f"question {i}"},
+        {"role": "assistant", "content": f"answer {i}"},
+      ]
+    }
+    for i in range(3)
+  ]
+  parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+  (tmp_path / "b.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  chats = [
+    [t.messages for t in importers.import_path(tmp_path / name)]
+    for name in ("a.parquet", "b.jsonl")
+  ]
+  assert len(chats[0]) == 3
+  assert chats[0] == chats[1]
