@@ -1,0 +1,428 @@
+"""How fast: steps, profiles and losses, beside what users would take instead.
+
+  python launchers/benchmark.py                        # the table
+  python launchers/benchmark.py --peers=trl,hf --peer_python=torchenv/bin/python
+  python launchers/benchmark.py --work=grpo_step --shape=4,8,256,64 --json=F
+
+Every row runs in a process of its own, so that its peak memory is its own;
+peers alternate with us and medians are compared. Weights are random, no
+token ends an action, so that everybody computes the same shapes.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app
+from absl import flags
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import jax_sampler
+from pivotrl_jax.losses import grpo
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+_WORK = flags.DEFINE_enum(
+  "work", "", ["", "grpo_step", "profile", "loss"], "One row; '' = the table."
+)
+_SHAPE = flags.DEFINE_list(
+  "shape", [], "B,G,P,A of grpo_step and loss; TURNS,K,P,A of profile."
+)
+_JSON = flags.DEFINE_string("json", "", "Where a row's figures go.")
+_MODEL = flags.DEFINE_enum("model", "5m", ["5m", "1024", "0.6b"], "Shape.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
+_STEPS = flags.DEFINE_integer("steps", 5, "Measured steps after the warm-up.")
+_PEERS = flags.DEFINE_list("peers", [], "Peers to run: trl, hf, tunix.")
+_PEER_PYTHON = flags.DEFINE_string(
+  "peer_python", sys.executable, "Interpreter that has the peers."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Processes a row and peer.")
+
+_WARMUP = 2
+_PEERS_AT = pathlib.Path(__file__).parent / "peers"
+_MODELS = {
+  "5m": {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 4096,
+  },
+  "1024": {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 4096,
+  },
+  "0.6b": {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A line of the table: work, shape, model, and the peers that can do it."""
+
+  work: str
+  shape: tuple[int, int, int, int]
+  model: str = "5m"
+  peers: tuple[str, ...] = ()
+
+
+TABLE = (
+  Row("grpo_step", (4, 8, 256, 64), peers=("trl", "tunix")),
+  Row("grpo_step", (2, 16, 1024, 64), peers=("trl", "tunix")),
+  Row("grpo_step", (1, 16, 4096, 64), peers=("trl",)),
+  Row("grpo_step", (1, 8, 4096, 64)),
+  Row("profile", (16, 8, 4096, 64), peers=("hf",)),
+  Row("loss", (1, 16, 512, 64), model="1024"),
+)
+
+
+def model_config() -> qwen3.Config:
+  """The policy's shape, by `--model`."""
+  return qwen3.config_from_hf(
+    {
+      "architectures": ["Qwen3ForCausalLM"],
+      "model_type": "qwen3",
+      "max_position_embeddings": 32768,
+      "rms_norm_eps": 1e-6,
+      "rope_theta": 1e6,
+      "tie_word_embeddings": True,
+      **_MODELS[_MODEL.value],
+    }
+  )
+
+
+class Compilations:
+  """Counts programs that are compiled from now on."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+  def _heard(self, event, duration, **_):
+    del duration
+    self.count += event.endswith("backend_compile_duration")
+
+
+def grpo_step(shape):
+  """Whole steps: sample, score, pack, loss, gradient, Adam."""
+  pivots, size, length, width = shape
+  config = model_config()
+  engine, params = _engine(config, width)
+  tx = state_lib.optimizer(
+    learning_rate=1e-6, warmup_steps=0, weight_decay=0.0, clip_norm=1.0
+  )
+  state = state_lib.create(params, tx)
+  step = jax.jit(_train_step(config, tx), donate_argnums=0)
+  rng = np.random.default_rng(0)
+  computed = []
+
+  def once(index):
+    nonlocal state
+    engine.load(state.params, str(index))
+    prompts = rng.integers(3, config.vocab_size, (pivots, length))
+    rows = [p.astype(np.int32) for p in prompts for _ in range(size)]
+    sampled = engine.sample(
+      rows,
+      base.SamplingParams(width, ()),
+      range(index << 20, (index << 20) + len(rows)),
+    )
+    rewards = np.array([int(c.ids.sum()) % 2 for c in sampled], np.float32)
+    batch = _pack(rows, sampled, rewards.reshape(pivots, size))
+    state, metrics, _ = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    computed.append(
+      engine.stats.padded_trunk_tokens
+      + engine.stats.decoded_slots
+      + batch.trunks.size
+      + batch.actions.size
+    )
+
+  figures = _timed(once)
+  return figures | {
+    "seconds_per_step": figures["seconds"],
+    "tokens_computed": computed[-1],
+    "tokens_least": 2 * pivots * (length + size * width),
+  }
+
+
+def profile(shape):
+  """All turns of one trajectory, K samples each, in one engine call."""
+  turns, size, length, width = shape
+  config = model_config()
+  engine, params = _engine(config, width)
+  engine.load(params, "0")
+  rng = np.random.default_rng(0)
+  computed = []
+
+  def once(index):
+    ids = rng.integers(3, config.vocab_size, length).astype(np.int32)
+    ends = [length * (t + 1) // turns for t in range(turns)]
+    prompts = [ids[:end] for end in ends for _ in range(size)]
+    engine.sample(
+      prompts,
+      base.SamplingParams(width, ()),
+      range(index << 20, (index << 20) + len(prompts)),
+    )
+    computed.append(
+      engine.stats.padded_trunk_tokens + engine.stats.decoded_slots
+    )
+
+  figures = _timed(once)
+  return figures | {
+    "candidates_per_second": turns / figures["seconds"],
+    "tokens_computed": computed[-1],
+    "tokens_least": length + turns * size * width,
+  }
+
+
+def loss(shape):
+  """Loss and gradient alone, against the machine's matmul peak."""
+  pivots, size, length, width = shape
+  config = model_config()
+  _, params = _engine(config, width)
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(3, config.vocab_size, (pivots, length)).astype(
+    np.int32
+  )
+  rows = [p for p in prompts for _ in range(size)]
+  sampled = [
+    base.Completion(
+      rng.integers(3, config.vocab_size, width).astype(np.int32),
+      np.full(width, -8.0, np.float32),
+      "length",
+    )
+    for _ in rows
+  ]
+  rewards = rng.integers(0, 2, (pivots, size)).astype(np.float32)
+  batch = jax.device_put(_pack(rows, sampled, rewards))
+  micro = jax.tree.map(lambda x: x[0], batch)
+  gradient = jax.jit(jax.grad(_loss_fn(config), has_aux=True))
+
+  def once(index):
+    del index
+    jax.block_until_ready(gradient(params, micro))
+
+  figures = _timed(once)
+  work = 3 * forward_flops(config, pivots, size, length, width)
+  peak = matmul_peak()
+  return figures | {
+    "gflops": work / figures["seconds"] / 1e9,
+    "matmul_gflops": peak / 1e9,
+    "share_of_peak": work / figures["seconds"] / peak,
+    "tokens_computed": micro.trunks.size + micro.actions.size,
+    "tokens_least": pivots * (length + size * width),
+  }
+
+
+WORKS = {"grpo_step": grpo_step, "profile": profile, "loss": loss}
+
+
+def forward_flops(
+  config: qwen3.Config, trees: int, branches: int, trunk: int, width: int
+) -> float:
+  """Multiply-adds of a forward pass, times two, that cannot be left out."""
+  c = config
+  heads = c.num_attention_heads * c.head_dim
+  kept = 2 * c.num_key_value_heads * c.head_dim
+  linear = 2 * c.hidden_size * (2 * heads + kept + 3 * c.intermediate_size)
+  layers = c.num_hidden_layers
+  # The trunk's last layer is only its keys and values.
+  total = trunk * ((layers - 1) * linear + 2 * c.hidden_size * kept)
+  total += (layers - 1) * 4 * heads * trunk * (trunk + 1) / 2
+  rows = branches * width
+  total += rows * layers * (linear + 4 * heads * (trunk + (width + 1) / 2))
+  total += rows * 2 * c.hidden_size * c.vocab_size
+  return float(trees * total)
+
+
+def matmul_peak(size: int = 2048) -> float:
+  """FLOP/s of a square matrix product in `--dtype`, the best of ten."""
+  x = jnp.ones((size, size), _DTYPE.value)
+  product = jax.jit(jnp.matmul)
+  product(x, x).block_until_ready()
+  seconds = []
+  for _ in range(10):
+    start = time.perf_counter()
+    product(x, x).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2.0 * size**3 / min(seconds)
+
+
+def _engine(config, width):
+  engine = jax_sampler.JaxSampler(config, dtype=_DTYPE.value, chunk=width)
+  params = nn.unbox(qwen3.init_params(config, jax.random.key(0)))
+  return engine, jax.tree.map(lambda x: x.astype(_DTYPE.value), params)
+
+
+def _loss_fn(config):
+  model = qwen3.Qwen3(config, dtype=_DTYPE.value)
+  return functools.partial(
+    step_lib.grpo_loss,
+    log_probs_fn=functools.partial(
+      step_lib.policy_log_probs, model, chunk=2048
+    ),
+    clip_low=0.2,
+    clip_high=0.2,
+    kl="k3",
+    kl_coef=0.0,
+    loss_norm="token",
+    importance_cap=0.0,
+    importance_floor=0.0,
+  )
+
+
+def _train_step(config, tx):
+  return functools.partial(step_lib.train_step, loss_fn=_loss_fn(config), tx=tx)
+
+
+def _pack(rows, sampled, rewards):
+  advantages = grpo.advantages(jnp.asarray(rewards), estimator="grpo")
+  batch, _ = batches.pack(
+    batches.Rows(
+      prompts=rows,
+      actions=[c.ids for c in sampled],
+      weights=[np.ones(len(c.ids), np.float32) for c in sampled],
+      advantages=np.asarray(advantages).reshape(-1),
+      sampler_log_probs=[c.log_probs for c in sampled],
+    )
+  )
+  return batch
+
+
+def _timed(once):
+  """Median seconds of `once(index)`, with what warming up took."""
+  start = time.perf_counter()
+  for index in range(_WARMUP):
+    once(index)
+  warm = time.perf_counter() - start
+  compilations, seconds = Compilations(), []
+  for index in range(_STEPS.value):
+    start = time.perf_counter()
+    once(_WARMUP + index)
+    seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds)
+  return {
+    "seconds": median,
+    "compile_seconds": max(0.0, warm - _WARMUP * median),
+    "recompilations": compilations.count,
+    "peak_gib": _peak_bytes() / 2**30,
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def _peak_bytes():
+  """Peak of the device's memory, or of this process where it has none."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and "peak_bytes_in_use" in stats:
+    return stats["peak_bytes_in_use"]
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _ours(row):
+  """A row's figures, from a process of its own."""
+  with tempfile.NamedTemporaryFile(suffix=".json") as out:
+    command = [
+      sys.executable, __file__, f"--work={row.work}", f"--json={out.name}",
+      f"--shape={','.join(map(str, row.shape))}", f"--model={row.model}",
+      f"--steps={_STEPS.value}", f"--dtype={_DTYPE.value}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(pathlib.Path(out.name).read_text())
+
+
+def _theirs(peer, row):
+  """A peer's figures: the last line of its script, or why there are none."""
+  command = [
+    _PEER_PYTHON.value, str(_PEERS_AT / f"{peer}_{row.work}.py"),
+    *map(str, row.shape), str(min(3, _STEPS.value)),
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    raise RuntimeError(f"{peer}: {done.stderr.strip().splitlines()[-1]}")
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def table() -> None:
+  """Prints the table as it grows, in Markdown."""
+  print("| work | who | seconds | ratio | peak GiB | ratio | tokens | least |")
+  print("|---|---|---|---|---|---|---|---|")
+  for row in TABLE:
+    peers = [p for p in row.peers if p in _PEERS.value]
+    found = {who: [] for who in ("us", *peers)}
+    for _ in range(_REPEATS.value if peers else 1):
+      for who, runs in found.items():
+        runs.append(_ours(row) if who == "us" else _theirs(who, row))
+    ours = {
+      key: statistics.median(r[key] for r in found["us"])
+      for key in ("seconds", "peak_gib", "tokens_computed", "tokens_least")
+    }
+    name = f"{row.work} {' x '.join(map(str, row.shape))}"
+    for who, runs in found.items():
+      seconds = statistics.median(r["seconds"] for r in runs)
+      peak = statistics.median(r["peak_gib"] for r in runs)
+      print(
+        f"| {name} | {who} | {seconds:.3f} | {seconds / ours['seconds']:.1f}"
+        f" | {peak:.2f} | {peak / ours['peak_gib']:.1f}"
+        + (
+          f" | {ours['tokens_computed']} | {ours['tokens_least']} |"
+          if who == "us"
+          else " | | |"
+        ),
+        flush=True,
+      )
+    extra = found["us"][0]
+    if "share_of_peak" in extra:
+      print(
+        f"| {name} | us | {extra['gflops']:.1f} GFLOP/s | of matmul peak"
+        f" {extra['share_of_peak']:.2f} | | | | |",
+        flush=True,
+      )
+
+
+def main(_):
+  cache = os.environ.get("PIVOTRL_CACHE")
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+  if not _WORK.value:
+    table()
+    return
+  default = next(r.shape for r in TABLE if r.work == _WORK.value)
+  shape = tuple(int(x) for x in _SHAPE.value) or default
+  figures = WORKS[_WORK.value](shape)
+  text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})
+  print(text)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
