@@ -9,6 +9,7 @@ of steps once they are most of the batch.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,15 +162,17 @@ class JaxSampler:
     keys = np.zeros((size, branches, 2), np.uint32)
     for b, tree in enumerate(group):
       n = len(tree.rows)
+      # By what they see: neighbours skip the same blocks of the trunk.
+      order = np.argsort(tree.attach, kind="stable")
       trunk[b, : len(tree.trunk)] = tree.trunk
-      rows[b, :n] = tree.rows
-      attach[b, :n] = tree.attach
-      keys[b, :n] = [divmod(seeds[row], 1 << 32) for row in tree.rows]
+      rows[b, :n] = tree.rows[order]
+      attach[b, :n] = tree.attach[order]
+      keys[b, :n] = [divmod(seeds[row], 1 << 32) for row in rows[b, :n]]
       self.stats.trunk_tokens += len(tree.trunk)
     self.stats.padded_trunk_tokens += trunk.size
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
-    shape = (size, branches, slots, c.num_key_value_heads, c.head_dim)
+    shape = (size, branches, c.num_key_value_heads, slots, c.head_dim)
     dtype = self._model.dtype
     state = {
       "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
@@ -242,18 +245,43 @@ def _decode(
 
 
 def _draw(log_probs, keys, step, at_random, filters):
-  """One token a row `[B, N]` by the Gumbel-max trick, from its own key."""
+  """One token a row `[B, N]`: where one uniform number of the row's own key
+  falls in its cumulative probabilities, summed by blocks of tokens."""
   top_k, top_p = filters
   kept = log_probs
   if top_k or top_p < 1.0:
     kept = _filter(log_probs, top_k, top_p)
 
-  def noise(key):
+  def uniform(key):
     key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-    return jax.random.gumbel(key, log_probs.shape[-1:])
+    return jax.random.uniform(key)
 
-  drawn = jnp.argmax(kept + jax.vmap(jax.vmap(noise))(keys), -1)
+  blocks = math.isqrt(kept.shape[-1] - 1) + 1
+  room = blocks**2 - kept.shape[-1]
+  weights = jnp.pad(jnp.exp(kept), [(0, 0)] * (kept.ndim - 1) + [(0, room)])
+  weights = weights.reshape(*kept.shape[:-1], blocks, blocks)
+  sums = jnp.cumsum(weights.sum(-1), -1)
+  # Under the total, so that what it falls on has a weight.
+  aim = jax.vmap(jax.vmap(uniform))(keys) * sums[..., -1]
+  block = _first_over(sums, aim)
+  before = jnp.where(block > 0, _at(sums, jnp.maximum(block - 1, 0)), 0.0)
+  inside = jnp.take_along_axis(weights, block[..., None, None], -2)[..., 0, :]
+  place = _first_over(jnp.cumsum(inside, -1), aim - before)
+  # Rounding may leave the aim just past a block's last token with a weight.
+  likely = jnp.argmax(inside, -1)
+  place = jnp.where(_at(inside, place) > 0, place, likely)
+  drawn = block * blocks + place
   return jnp.where(at_random, drawn, jnp.argmax(log_probs, -1))
+
+
+def _first_over(sums, aim):
+  """The first place whose cumulative sum is over the aim, or the last."""
+  over = (sums <= aim[..., None]).sum(-1)
+  return jnp.minimum(over, sums.shape[-1] - 1)
+
+
+def _at(x, index):
+  return jnp.take_along_axis(x, index[..., None], -1)[..., 0]
 
 
 def _filter(log_probs, top_k, top_p):

@@ -10,6 +10,9 @@ branch is joined by `merge`, exactly, from the two log-sum-exps.
 - `dense` forms all scores at once: short keys, and the reference of the tests;
 - `blockwise` walks blocks of keys with an online softmax, keeps no scores for
   the backward pass and skips the blocks that no query of a block can see.
+
+Keys and values are kept heads first, `[B, K, S, C]`: then every product is a
+plain batched matrix product, and a cache is never transposed.
 """
 
 import functools
@@ -19,7 +22,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-_BLOCK = {"cpu": 128}
+# Queries and keys of a block, by backend: what stays in its caches.
+_BLOCKS = {"cpu": (128, 128)}
+_DECODE_BLOCKS = {"cpu": (32, 256)}
+_OTHER_BLOCKS = (512, 512)
 _MASKED = -1e30  # Finite, so that exp and differences never make a NaN.
 
 
@@ -58,16 +64,16 @@ def attend(
   v: jax.Array,
   limit: jax.Array,
   *,
-  block: int | None = None,
+  blocks: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Grouped-query attention over leading keys.
 
   Args:
     q: `[B, Q, H, C]` queries.
-    k, v: `[B, S, K, C]` keys and values; K divides H.
+    k, v: `[B, K, S, C]` keys and values; K divides H.
     limit: `[B, Q]` query i sees the keys `j < limit[b, i]`; 0 sees none.
-    block: queries and keys of a block; `dense` is used up to one block. By
-      default what fits the caches of the backend.
+    blocks: most queries and keys of a block; `dense` is used up to one block
+      of each. By default what fits the caches of the backend.
 
   Returns:
     Outputs `[B, Q, H, C]` in q's dtype (0 where limit is 0) and the float32
@@ -76,76 +82,94 @@ def attend(
   chex.assert_rank([q, k, v, limit], [4, 4, 4, 2])
   chex.assert_equal_shape([k, v])
   chex.assert_shape(limit, q.shape[:2])
-  block = block or _BLOCK.get(jax.default_backend(), 512)
-  if q.shape[1] <= block and k.shape[1] <= block:
+  blocks = blocks or _BLOCKS.get(jax.default_backend(), _OTHER_BLOCKS)
+  if q.shape[1] <= blocks[0] and k.shape[2] <= blocks[1]:
     return dense(q, k, v, limit)
-  return blockwise(q, k, v, limit, block)
+  return blockwise(q, k, v, limit, blocks)
+
+
+def attend_trunk(q, k, v, limit):
+  """`attend` of one query a branch, as in decoding.
+
+  Branches in the order of their limits skip the most keys.
+  """
+  blocks = _DECODE_BLOCKS.get(jax.default_backend())
+  if blocks is None:  # One product reads the trunk once for all branches.
+    return dense(q, k, v, limit)
+  return attend(q, k, v, limit, blocks=blocks)
+
+
+def attend_own(q, k, v, length):
+  """One query a branch over its own keys: `[B, N, H, C]` on `[B, N, K, S, C]`.
+
+  So few queries a key that a product and a sum beat matrix products.
+  Returns what `attend` does; `length`, a scalar, is the keys that are seen.
+  """
+  b, n, heads, dim = q.shape
+  q_wide = q.reshape(b, n, k.shape[2], -1, 1, dim).astype(jnp.float32)
+  scores = (q_wide * k[:, :, :, None]).sum(-1) / math.sqrt(dim)
+  scores = jnp.where(jnp.arange(k.shape[3]) < length, scores, _MASKED)
+  lse = jax.nn.logsumexp(scores, axis=-1)
+  weights = jnp.exp(scores - lse[..., None])
+  out = (weights[..., None] * v[:, :, :, None]).sum(-2)
+  return out.reshape(q.shape).astype(q.dtype), lse.reshape(b, n, heads)
 
 
 def dense(q, k, v, limit):
-  """`attend` with all scores `[B, K, H/K, Q, S]` formed at once."""
-  b, n, heads, dim = q.shape
-  grouped = _group(q, k.shape[2])
-  scores = _scores(grouped, k, limit, 0)
+  """`attend` with all scores `[B, K, Q*H/K, S]` formed at once."""
+  grouped, ends = _group(q, k.shape[1]), _ends(q, k, limit)
+  scores = _scores(grouped, k, ends, 0)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
   weights = jnp.where(scores > _MASKED, weights, 0.0)
   total = weights.sum(-1)
   safe = jnp.where(total > 0, total, 1.0)
-  out = jnp.einsum(
-    "bkgqs,bskc->bqkgc",
-    (weights / safe[..., None]).astype(v.dtype),
-    v,
-    preferred_element_type=jnp.float32,
-  )
+  out = _product("bkms,bksc->bkmc", weights.astype(v.dtype), v)
   lse = jnp.where(total > 0, top[..., 0] + jnp.log(safe), _MASKED)
   return (
-    out.reshape(b, n, heads, dim).astype(q.dtype),
-    jnp.moveaxis(lse, 3, 1).reshape(b, n, heads),
+    _ungroup(out / safe[..., None], q.shape).astype(q.dtype),
+    _ungroup(lse, q.shape[:3]),
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise(q, k, v, limit, block):
+def blockwise(q, k, v, limit, blocks):
   """`attend` by blocks with an online softmax; scores are recomputed."""
-  return _blockwise_forward(q, k, v, limit, block)[0]
+  return _blockwise_forward(q, k, v, limit, blocks)[0]
 
 
-def _blockwise_forward(q, k, v, limit, block):
-  size, keys = q.shape[1], k.shape[1]
-  blocks_q, block_q = _blocks(size, block)
-  blocks_k, block_k = _blocks(keys, block)
-  k_pad = _pad(k, blocks_k * block_k)
-  v_pad = _pad(v, blocks_k * block_k)
-  parts = _split(_pad(q, blocks_q * block_q), blocks_q)
-  limits = _split(_pad(limit, blocks_q * block_q), blocks_q)
+def _blockwise_forward(q, k, v, limit, blocks):
+  size = q.shape[1]
+  blocks_q, block_q = _blocks(size, blocks[0])
+  blocks_k, block_k = _blocks(k.shape[2], blocks[1])
+  k_pad = _pad(k, blocks_k * block_k, 2)
+  v_pad = _pad(v, blocks_k * block_k, 2)
+  parts = _split(_pad(q, blocks_q * block_q, 1), blocks_q)
+  limits = _split(_pad(limit, blocks_q * block_q, 1), blocks_q)
 
   def one(part):
-    queries, ends = part
-    grouped = _group(queries, k.shape[2])
+    queries, limit_i = part
+    grouped, ends = _group(queries, k.shape[1]), _ends(queries, k, limit_i)
 
     def body(i, carry):
       top, total, out = carry
-      keys_i = jax.lax.dynamic_slice_in_dim(k_pad, i * block_k, block_k, 1)
-      vals_i = jax.lax.dynamic_slice_in_dim(v_pad, i * block_k, block_k, 1)
-      scores = _scores(grouped, keys_i, ends, i * block_k)
+      start = i * block_k
+      scores = _scores(grouped, _block(k_pad, start, block_k), ends, start)
       new_top = jnp.maximum(top, scores.max(-1))
       weights = jnp.where(
         scores > _MASKED, jnp.exp(scores - new_top[..., None]), 0.0
       )
       decay = jnp.exp(top - new_top)
-      out = out * decay[..., None] + jnp.einsum(
-        "bkgqs,bskc->bkgqc",
-        weights.astype(v.dtype),
-        vals_i,
-        preferred_element_type=jnp.float32,
-      )
+      out = out * decay[..., None] + _product(
+          "bkms,bksc->bkmc", weights.astype(v.dtype),
+          _block(v_pad, start, block_k),
+      )  # fmt: skip
       return new_top, total * decay + weights.sum(-1), out
 
     shape = grouped.shape[:-1]
     top, total, out = jax.lax.fori_loop(
       0,
-      _visible_blocks(ends, block_k),
+      _visible_blocks(limit_i, block_k),
       body,
       (
         jnp.full(shape, _MASKED, jnp.float32),
@@ -156,79 +180,68 @@ def _blockwise_forward(q, k, v, limit, block):
     safe = jnp.where(total > 0, total, 1.0)
     out = (out / safe[..., None]).astype(q.dtype)
     lse = jnp.where(total > 0, top + jnp.log(safe), _MASKED)
-    return _ungroup(out), _ungroup(lse)
+    return _ungroup(out, queries.shape), _ungroup(lse, queries.shape[:3])
 
   out, lse = jax.lax.map(one, (parts, limits))
   out, lse = _join(out)[:, :size], _join(lse)[:, :size]
   return (out, lse), (q, k, v, limit, out, lse)
 
 
-def _blockwise_backward(block, saved, cotangents):
+def _blockwise_backward(blocks, saved, cotangents):
   q, k, v, limit, out, lse = saved
   d_out, d_lse = cotangents
-  size, keys = q.shape[1], k.shape[1]
-  blocks_q, block_q = _blocks(size, block)
-  blocks_k, block_k = _blocks(keys, block)
-  k_pad = _pad(k, blocks_k * block_k)
-  v_pad = _pad(v, blocks_k * block_k)
+  size, keys = q.shape[1], k.shape[2]
+  blocks_q, block_q = _blocks(size, blocks[0])
+  blocks_k, block_k = _blocks(keys, blocks[1])
+  k_pad = _pad(k, blocks_k * block_k, 2)
+  v_pad = _pad(v, blocks_k * block_k, 2)
   d_out = d_out.astype(jnp.float32)
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
   scale = 1.0 / math.sqrt(q.shape[-1])
   parts = [
-    _split(_pad(x, blocks_q * block_q), blocks_q)
+    _split(_pad(x, blocks_q * block_q, 1), blocks_q)
     for x in (q, limit, lse, delta, d_out)
   ]
 
   def one(carry, part):
-    queries, ends, lse_i, delta_i, d_out_i = part
-    grouped = _group(queries, k.shape[2])
-    lse_g = _group(lse_i, k.shape[2])[..., None]
-    delta_g = _group(delta_i, k.shape[2])[..., None]
-    d_out_g = _group(d_out_i, k.shape[2]).astype(v.dtype)
+    queries, limit_i, *rest = part
+    grouped, ends = _group(queries, k.shape[1]), _ends(queries, k, limit_i)
+    lse_g, delta_g, d_out_g = (_group(x, k.shape[1]) for x in rest)
+    d_out_g = d_out_g.astype(v.dtype)
 
     def body(i, inner):
       d_q, d_k, d_v = inner
       start = i * block_k
-      keys_i = jax.lax.dynamic_slice_in_dim(k_pad, start, block_k, 1)
-      vals_i = jax.lax.dynamic_slice_in_dim(v_pad, start, block_k, 1)
+      keys_i = _block(k_pad, start, block_k)
       scores = _scores(grouped, keys_i, ends, start)
-      weights = jnp.where(scores > _MASKED, jnp.exp(scores - lse_g), 0.0)
-      d_weights = jnp.einsum(
-        "bkgqc,bskc->bkgqs",
-        d_out_g,
-        vals_i,
-        preferred_element_type=jnp.float32,
+      weights = jnp.where(
+        scores > _MASKED, jnp.exp(scores - lse_g[..., None]), 0.0
       )
-      d_scores = (weights * (d_weights - delta_g) * scale).astype(k.dtype)
+      d_weights = _product(
+        "bkmc,bksc->bkms", d_out_g, _block(v_pad, start, block_k)
+      )
+      d_scores = weights * (d_weights - delta_g[..., None]) * scale
+      d_scores = d_scores.astype(k.dtype)
       weights = weights.astype(v.dtype)
-      d_q += jnp.einsum(
-        "bkgqs,bskc->bkgqc",
-        d_scores,
-        keys_i,
-        preferred_element_type=jnp.float32,
-      )
-      d_k = _add_block(
-        d_k, jnp.einsum("bkgqs,bkgqc->bskc", d_scores, grouped), start
-      )
-      d_v = _add_block(
-        d_v, jnp.einsum("bkgqs,bkgqc->bskc", weights, d_out_g), start
-      )
+      d_q += _product("bkms,bksc->bkmc", d_scores, keys_i)
+      d_k = _add(d_k, _product("bkms,bkmc->bksc", d_scores, grouped), start)
+      d_v = _add(d_v, _product("bkms,bkmc->bksc", weights, d_out_g), start)
       return d_q, d_k, d_v
 
     d_q, d_k, d_v = jax.lax.fori_loop(
       0,
-      _visible_blocks(ends, block_k),
+      _visible_blocks(limit_i, block_k),
       body,
       (jnp.zeros(grouped.shape, jnp.float32), *carry),
     )
-    return (d_k, d_v), _ungroup(d_q)
+    return (d_k, d_v), _ungroup(d_q, queries.shape)
 
   zeros = jnp.zeros(k_pad.shape, jnp.float32)
   (d_k, d_v), d_q = jax.lax.scan(one, (zeros, zeros), tuple(parts))
   return (
     _join(d_q)[:, :size].astype(q.dtype),
-    d_k[:, :keys].astype(k.dtype),
-    d_v[:, :keys].astype(v.dtype),
+    d_k[:, :, :keys].astype(k.dtype),
+    d_v[:, :, :keys].astype(v.dtype),
     None,
   )
 
@@ -236,28 +249,34 @@ def _blockwise_backward(block, saved, cotangents):
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
-def _scores(grouped, k, limit, start):
-  """Scaled scores `[B, K, g, Q, S]`; `_MASKED` at keys past the limit."""
-  scores = jnp.einsum(
-    "bkgqc,bskc->bkgqs", grouped, k, preferred_element_type=jnp.float32
-  )
-  seen = start + jnp.arange(k.shape[1]) < limit[..., None]
-  return jnp.where(
-    seen[:, None, None], scores / math.sqrt(k.shape[-1]), _MASKED
-  )
+def _product(spec, x, y):
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _scores(grouped, k, ends, start):
+  """Scaled scores `[B, K, M, S]`; `_MASKED` at keys past their end."""
+  scores = _product("bkmc,bksc->bkms", grouped, k)
+  seen = start + jnp.arange(k.shape[2]) < ends[..., None]
+  return jnp.where(seen, scores / math.sqrt(k.shape[-1]), _MASKED)
 
 
 def _group(x, kv_heads):
-  """`[B, Q, H, ...]` to `[B, K, H/K, Q, ...]`."""
+  """`[B, Q, H, ...]` to `[B, K, Q * H/K, ...]`."""
   b, n, heads = x.shape[:3]
   x = x.reshape(b, n, kv_heads, heads // kv_heads, *x.shape[3:])
-  return jnp.moveaxis(x, 1, 3)
+  return jnp.moveaxis(x, 2, 1).reshape(b, kv_heads, -1, *x.shape[4:])
 
 
-def _ungroup(x):
-  """`[B, K, g, Q, ...]` to `[B, Q, H, ...]`."""
-  x = jnp.moveaxis(x, 3, 1)
-  return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], *x.shape[4:])
+def _ungroup(x, shape):
+  """The inverse of `_group`, to `shape`."""
+  b, n, heads = shape[:3]
+  x = x.reshape(b, x.shape[1], n, heads // x.shape[1], *shape[3:])
+  return jnp.moveaxis(x, 1, 2).reshape(shape)
+
+
+def _ends(q, k, limit):
+  """Limits `[B, Q]` as those of the grouped queries, `[B, 1, M]`."""
+  return jnp.repeat(limit, q.shape[2] // k.shape[1], axis=1)[:, None]
 
 
 def _blocks(size, block):
@@ -270,8 +289,14 @@ def _visible_blocks(limit, block):
   return (jnp.max(limit) + block - 1) // block
 
 
-def _pad(x, size):
-  return jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+def _block(x, start, size):
+  return jax.lax.dynamic_slice_in_dim(x, start, size, 2)
+
+
+def _pad(x, size, axis):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, widths)
 
 
 def _split(x, count):
@@ -286,9 +311,9 @@ def _join(x):
   return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
-def _add_block(total, part, start):
-  """Adds `part` to the rows of `total` from `start` on."""
-  old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[1], 1)
+def _add(total, part, start):
+  """Adds `part` to the keys of `total` from `start` on."""
+  old = _block(total, start, part.shape[2])
   return jax.lax.dynamic_update_slice_in_dim(
-    total, old + part.astype(total.dtype), start, 1
+    total, old + part.astype(total.dtype), start, 2
   )

@@ -127,12 +127,13 @@ class Attention(nn.Module):
     return attention.rotary(self.q_norm(q), positions, c.rope_theta)
 
   def key_value(self, x, positions):
-    """`[..., D]` to keys and values `[..., K, C]`."""
+    """`[..., S, D]` to keys and values `[..., K, S, C]`."""
     c = self.config
     shape = (*x.shape[:-1], c.num_key_value_heads, c.head_dim)
     k = self.k_norm(self.k_proj(x).reshape(shape))
     k = attention.rotary(k, positions, c.rope_theta)
-    return k, self.v_proj(x).reshape(shape)
+    v = self.v_proj(x).reshape(shape)
+    return jnp.moveaxis(k, -3, -2), jnp.moveaxis(v, -3, -2)
 
   def output(self, heads):
     """`[..., H, C]` to `[..., D]`."""
@@ -201,8 +202,8 @@ class Layer(nn.Module):
     past = self._attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
     own = self._attend(
       q.reshape(b * n, a, *q.shape[3:]),
-      k.reshape(b * n, a, *k.shape[3:]),
-      v.reshape(b * n, a, *v.shape[3:]),
+      k.reshape(b * n, *k.shape[2:]),
+      v.reshape(b * n, *v.shape[2:]),
       jnp.broadcast_to(jnp.arange(1, a + 1), (b * n, a)),
     )
     own = jax.tree.map(lambda y: y.reshape(b, n * a, *y.shape[2:]), own)
@@ -219,27 +220,24 @@ class Layer(nn.Module):
 
     Args:
       x: `[B, N, D]`.
-      trunk_kv: keys and values `[B, T, K, C]`.
+      trunk_kv: keys and values `[B, K, T, C]`.
       visible: `[B, N]` trunk tokens each branch sees.
-      cache: the branches' keys and values `[B, N, S, K, C]`.
+      cache: the branches' keys and values `[B, N, K, S, C]`.
       step: scalar, how many tokens of each branch are in the cache.
 
     Returns:
       `[B, N, D]` and the cache with this token's keys and values.
     """
-    b, n, _ = x.shape
-    normed = self.input_layernorm(x)
-    q = self.self_attn.query(normed, visible + step)
-    new = self.self_attn.key_value(normed, visible + step)
+    normed = self.input_layernorm(x)[:, :, None]
+    positions = (visible + step)[..., None]
+    q = self.self_attn.query(normed, positions)[:, :, 0]
+    new = self.self_attn.key_value(normed, positions)
     cache = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, part[:, :, None], step, 2)
+      jax.lax.dynamic_update_slice_in_dim(old, part, step, 3)
       for old, part in zip(cache, new, strict=True)
     )
-    past = attention.dense(q, *trunk_kv, visible)
-    own_kv = (y.reshape(b * n, *y.shape[2:]) for y in cache)
-    limit = jnp.full((b * n, 1), step + 1)
-    own = attention.dense(q.reshape(b * n, 1, *q.shape[2:]), *own_kv, limit)
-    own = jax.tree.map(lambda y: y.reshape(b, n, *y.shape[2:]), own)
+    past = attention.attend_trunk(q, *trunk_kv, visible)
+    own = attention.attend_own(q, *cache, step + 1)
     return self._finish(x, attention.merge(past, own)), cache
 
 
@@ -304,7 +302,7 @@ class Qwen3(nn.Module):
     return self.norm(y)
 
   def prefill(self, trunk):
-    """Keys and values `[B, T, K, C]` of the trunk, a pair a layer."""
+    """Keys and values `[B, K, T, C]` of the trunk, a pair a layer."""
     x, caches = self.embed_tokens(trunk), []
     for i, layer in enumerate(self.layers):
       x, kv = layer.trunk(x, last=i == len(self.layers) - 1)

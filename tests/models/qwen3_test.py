@@ -141,11 +141,11 @@ class TreeTest(parameterized.TestCase):
 
 
 class AttentionTest(parameterized.TestCase):
-  @parameterized.parameters(8, 16, 53)
-  def test_blockwise_is_dense(self, block):
+  @parameterized.parameters((8, 8), (16, 5), (53, 53))
+  def test_blockwise_is_dense(self, *blocks):
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, 37, 4, 8))
-    k, v = (jax.random.normal(key, (2, 53, 2, 8)) for key in keys[1:3])
+    k, v = (jax.random.normal(key, (2, 2, 53, 8)) for key in keys[1:3])
     limit = jax.random.randint(keys[3], (2, 37), 0, 54)
     limit = limit.at[0, 0].set(0).at[1, 1].set(53)
 
@@ -159,30 +159,45 @@ class AttentionTest(parameterized.TestCase):
 
     chex.assert_trees_all_close(
       scalar(attention.dense),
-      scalar(lambda *args: attention.blockwise(*args, block)),
+      scalar(lambda *args: attention.blockwise(*args, blocks)),
       atol=2e-5,
       rtol=1e-5,
     )
 
   def test_golden(self):
     q = jnp.ones((1, 1, 1, 4))
-    k = jnp.ones((1, 3, 1, 4))
-    v = jnp.array([1.0, 3.0, 5.0])[None, :, None, None] * k
+    k = jnp.ones((1, 1, 3, 4))
+    v = jnp.array([1.0, 3.0, 5.0])[:, None] * k
     # Two equal keys are visible: the mean of their values, 2.
     out, lse = attention.dense(q, k, v, jnp.array([[2]]))
     np.testing.assert_allclose(out, np.full((1, 1, 1, 4), 2.0), atol=1e-6)
     # Both scores are 4 / sqrt(4) = 2; log-sum-exp = 2 + log 2.
     np.testing.assert_allclose(lse, [[[2 + np.log(2)]]], atol=1e-6)
 
+  def test_one_query_over_its_own_keys_is_dense(self):
+    keys = jax.random.split(jax.random.key(2), 3)
+    q = jax.random.normal(keys[0], (2, 3, 4, 8))
+    k, v = (jax.random.normal(key, (2, 3, 2, 7, 8)) for key in keys[1:])
+    chex.assert_trees_all_close(
+      attention.attend_own(q, k, v, 5),
+      jax.vmap(
+        lambda q, k, v: jax.tree.map(
+          lambda x: x[:, 0],
+          attention.dense(q[:, None], k, v, jnp.full((3, 1), 5)),
+        )
+      )(q, k, v),
+      atol=1e-6,
+    )
+
   def test_merge_is_attention_over_the_union(self):
     keys = jax.random.split(jax.random.key(1), 3)
     q = jax.random.normal(keys[0], (1, 5, 2, 8))
-    k, v = (jax.random.normal(key, (1, 9, 2, 8)) for key in keys[1:])
+    k, v = (jax.random.normal(key, (1, 2, 9, 8)) for key in keys[1:])
     all_keys = jnp.full((1, 5), 9)
     want, _ = attention.dense(q, k, v, all_keys)
     got = attention.merge(
-      attention.dense(q, k[:, :4], v[:, :4], jnp.full((1, 5), 4)),
-      attention.dense(q, k[:, 4:], v[:, 4:], jnp.full((1, 5), 5)),
+      attention.dense(q, k[:, :, :4], v[:, :, :4], jnp.full((1, 5), 4)),
+      attention.dense(q, k[:, :, 4:], v[:, :, 4:], jnp.full((1, 5), 5)),
     )
     np.testing.assert_allclose(got, want, atol=1e-6)
 
