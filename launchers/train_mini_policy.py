@@ -6,8 +6,8 @@ A Qwen3 of about a million parameters learns to continue episodes of the mini
 SWE world played by an agent that is right most of the time and wrong often
 (`--poor`), and to answer small questions outside it. Nothing is crippled: it
 imitates a mediocre agent well, hence fails about as often. The tokenizer must
-be there already (launchers/build_mini_tokenizer.py). About 20 minutes on two
-cores.
+be there already (launchers/build_mini_tokenizer.py). About 36 minutes on
+two cores.
 """
 
 import concurrent.futures
@@ -39,8 +39,8 @@ from pivotrl_jax.train import step as step_lib
 _OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
 _EPISODES = flags.DEFINE_integer("episodes", 12_000, "Episodes to play.")
 _QUESTIONS = flags.DEFINE_integer("questions", 2_000, "Questions to answer.")
-_POOR = flags.DEFINE_float("poor", 0.4, "Share of poor turns.")
-_STEPS = flags.DEFINE_integer("steps", 7_000, "Optimizer steps.")
+_POOR = flags.DEFINE_float("poor", 0.25, "Share of poor turns.")
+_STEPS = flags.DEFINE_integer("steps", 6_000, "Optimizer steps.")
 _BATCH = flags.DEFINE_integer(
   "batch", 5, "Sequences a step: steps count for more."
 )

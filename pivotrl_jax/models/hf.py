@@ -144,6 +144,8 @@ def save(
   stored |= {"torch_dtype": dtype}
   (temporary / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
   _write_tensors(temporary, _tensors(params, config, dtype), shard_bytes)
+  for weights in temporary.glob("*.safetensors"):  # Written owner-only.
+    shutil.copymode(temporary / "config.json", weights)
   old = path.with_name(f".{path.name}.old")
   shutil.rmtree(old, ignore_errors=True)
   if path.exists():
