@@ -114,7 +114,7 @@ def _embedded(domain):
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=60,
+    steps=24,
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,
@@ -138,10 +138,10 @@ def _embedded(domain):
     watch_actions=8,  # Actions sampled on each from the reference.
   )
   config.evaluation = _section(
-    tasks=300,  # Held-out tasks of the world; 0 = none.
+    tasks=200,  # Held-out tasks of the world; 0 = none.
     seeds=1,  # Episodes a task.
     max_turns=8,
-    questions=200,  # Out-of-domain questions; 0 = none.
+    questions=100,  # Out-of-domain questions; 0 = none.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config
