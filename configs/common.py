@@ -114,7 +114,7 @@ def _embedded(domain):
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=24,
+    steps=40,
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     return config
   config.data.format = "world"
   config.data.max_prompt_tokens = 1024
-  config.data.trajectories = config.data.trajectories or 80
+  config.data.trajectories = config.data.trajectories or 100
   # In a file of five lines a nearly right edit is a wrong one.
   config.verifier.options.edit_scope = "changed"
   config.verifier.options.similarity_full_credit = 1.0

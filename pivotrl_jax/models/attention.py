@@ -102,17 +102,19 @@ def attend_trunk(q, k, v, limit):
 def attend_own(q, k, v, length):
   """One query a branch over its own keys: `[B, N, H, C]` on `[B, N, K, S, C]`.
 
-  So few queries a key that a product and a sum beat matrix products.
   Returns what `attend` does; `length`, a scalar, is the keys that are seen.
   """
-  b, n, heads, dim = q.shape
-  q_wide = q.reshape(b, n, k.shape[2], -1, 1, dim).astype(jnp.float32)
-  scores = (q_wide * k[:, :, :, None]).sum(-1) / math.sqrt(dim)
-  scores = jnp.where(jnp.arange(k.shape[3]) < length, scores, _MASKED)
+  shape = (*q.shape[:2], k.shape[2], -1, q.shape[-1])
+  scores = _product("bnkgc,bnksc->bnkgs", q.reshape(shape), k)
+  scores = jnp.where(
+    jnp.arange(k.shape[3]) < length,
+    scores / math.sqrt(q.shape[-1]),
+    _MASKED,
+  )
   lse = jax.nn.logsumexp(scores, axis=-1)
-  weights = jnp.exp(scores - lse[..., None])
-  out = (weights[..., None] * v[:, :, :, None]).sum(-2)
-  return out.reshape(q.shape).astype(q.dtype), lse.reshape(b, n, heads)
+  weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
+  out = _product("bnkgs,bnksc->bnkgc", weights, v)
+  return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:3])
 
 
 def dense(q, k, v, limit):
