@@ -140,6 +140,7 @@ def _embedded(domain):
   config.evaluation = _section(
     tasks=200,  # Held-out tasks of the world; 0 = none.
     seeds=1,  # Episodes a task.
+    temperature=0.6,  # Of actions and answers; rollouts keep their own.
     max_turns=8,
     questions=100,  # Out-of-domain questions; 0 = none.
   )

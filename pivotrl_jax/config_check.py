@@ -38,6 +38,7 @@ _LEAST = {
   "evaluation.tasks": 0,
   "evaluation.seeds": 1,
   "evaluation.max_turns": 1,
+  "evaluation.temperature": 0.0,
   "warm_start.steps": 0,
 }
 

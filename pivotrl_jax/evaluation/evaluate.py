@@ -5,6 +5,7 @@ to see what training forgot. Both policies get the same tasks and seeds, so
 that differences are paired.
 """
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -63,7 +64,7 @@ def _world(config, policy, engine, seed):
       seeds.row_seed(config.seed, "evaluate", seed, i)
       for i in range(len(tasks))
     ],
-    sampling=rollouts.sampling_params(policy.tokenizer, config.rollout),
+    sampling=_sampling(config, policy),
     max_turns=config.evaluation.max_turns,
     max_prompt_tokens=config.data.max_prompt_tokens,
   )
@@ -82,7 +83,7 @@ def _questions(config, policy, engine, seed):
     return []
   completions = engine.sample(
     [render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions],
-    rollouts.sampling_params(policy.tokenizer, config.rollout),
+    _sampling(config, policy),
     [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
   )
   rows = []
@@ -95,6 +96,14 @@ def _questions(config, policy, engine, seed):
       _row("questions", question.id, seed, right, 1, len(completion.ids))
     )
   return rows
+
+
+def _sampling(config, policy):
+  """As in rollouts, at the evaluation's own temperature."""
+  return dataclasses.replace(
+    rollouts.sampling_params(policy.tokenizer, config.rollout),
+    temperature=config.evaluation.temperature,
+  )
 
 
 def _row(suite, task, seed, success, turns, tokens):
