@@ -129,7 +129,7 @@ def _embedded(domain):
     importance_floor=0.0,
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation.
-    logits_chunk=2048,  # Rows projected to the vocabulary at a time.
+    logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,

@@ -28,13 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pivotrl_jax.data import batches
-from pivotrl_jax.engines import base
-from pivotrl_jax.engines import jax_sampler
-from pivotrl_jax.losses import grpo
-from pivotrl_jax.models import qwen3
-from pivotrl_jax.train import state as state_lib
-from pivotrl_jax.train import step as step_lib
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from pivotrl_jax.data import batches  # noqa: E402
+from pivotrl_jax.engines import base  # noqa: E402
+from pivotrl_jax.engines import jax_sampler  # noqa: E402
+from pivotrl_jax.losses import grpo  # noqa: E402
+from pivotrl_jax.models import qwen3  # noqa: E402
+from pivotrl_jax.train import state as state_lib  # noqa: E402
+from pivotrl_jax.train import step as step_lib  # noqa: E402
 
 _WORK = flags.DEFINE_enum(
   "work", "", ["", "grpo_step", "profile", "loss"], "One row; '' = the table."
@@ -288,7 +289,7 @@ def _loss_fn(config):
   return functools.partial(
     step_lib.grpo_loss,
     log_probs_fn=functools.partial(
-      step_lib.policy_log_probs, model, chunk=2048
+      step_lib.policy_log_probs, model, chunk=512
     ),
     clip_low=0.2,
     clip_high=0.2,

@@ -216,9 +216,9 @@ def _decode(
     )  # fmt: skip
     logits = (hidden @ unembed).astype(jnp.float32)
     scale = jnp.where(temperature > 0, temperature, 1.0)
-    scores = jax.nn.log_softmax(logits / scale)
-    token = _draw(scores, state["keys"], step, temperature > 0, filters)
-    log_prob = jnp.take_along_axis(scores, token[..., None], -1)[..., 0]
+    token, log_prob = _draw(
+      logits / scale, state["keys"], step, temperature > 0, filters
+    )
     live = ~state["done"]
     ids = ids.at[..., step - start].set(jnp.where(live, token, 0))
     log_probs = log_probs.at[..., step - start].set(
@@ -232,46 +232,75 @@ def _decode(
     }
     return step + 1, state, ids, log_probs
 
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state["cache"])
   carry = (
     start,
-    state,
+    state | {"cache": flat},
     jnp.zeros((*shape, chunk), jnp.int32),
     jnp.zeros((*shape, chunk), jnp.float32),
   )
   carry = jax.lax.while_loop(
     lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
   )
-  return carry[1:]
+  _, state, ids, log_probs = carry
+  cache = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), state["cache"])
+  return state | {"cache": cache}, ids, log_probs
 
 
-def _draw(log_probs, keys, step, at_random, filters):
-  """One token a row `[B, N]`: where one uniform number of the row's own key
-  falls in its cumulative probabilities, summed by blocks of tokens."""
+def _draw(logits, keys, step, at_random, filters):
+  """One token a row `[B, N]`, and its log-prob before the filters.
+
+  The token is where one uniform number of the row's own key falls in the
+  cumulative weights, which are summed by blocks of tokens; not `at_random`,
+  the likeliest.
+  """
+  top = logits.max(-1, keepdims=True)
+  weights = jnp.exp(logits - top)
+  total = weights.sum(-1)
   top_k, top_p = filters
-  kept = log_probs
   if top_k or top_p < 1.0:
-    kept = _filter(log_probs, top_k, top_p)
+    kept = _filter(logits - top - jnp.log(total)[..., None], top_k, top_p)
+    weights = jnp.where(kept, weights, 0.0)
 
   def uniform(key):
     key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
     return jax.random.uniform(key)
 
-  blocks = math.isqrt(kept.shape[-1] - 1) + 1
-  room = blocks**2 - kept.shape[-1]
-  weights = jnp.pad(jnp.exp(kept), [(0, 0)] * (kept.ndim - 1) + [(0, room)])
-  weights = weights.reshape(*kept.shape[:-1], blocks, blocks)
-  sums = jnp.cumsum(weights.sum(-1), -1)
+  token = jax.lax.cond(
+    at_random,
+    lambda: _falls_on(weights, jax.vmap(jax.vmap(uniform))(keys)),
+    lambda: jnp.argmax(logits, -1),
+  )
+  return token, _at(logits, token) - top[..., 0] - jnp.log(total)
+
+
+def _falls_on(weights, uniform):
+  """Where `uniform` `[B, N]`, in [0, 1), falls in weights `[B, N, V]`."""
+  blocks = math.isqrt(weights.shape[-1] - 1) + 1
+  room = blocks**2 - weights.shape[-1]
+  weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, room)])
+  weights = weights.reshape(*weights.shape[:-1], blocks, blocks)
+  of_block = weights.sum(-1)
+  sums = _cumulative(of_block)
   # Under the total, so that what it falls on has a weight.
-  aim = jax.vmap(jax.vmap(uniform))(keys) * sums[..., -1]
-  block = _first_over(sums, aim)
+  aim = uniform * sums[..., -1]
+  block = _weighty(of_block, _first_over(sums, aim))
   before = jnp.where(block > 0, _at(sums, jnp.maximum(block - 1, 0)), 0.0)
   inside = jnp.take_along_axis(weights, block[..., None, None], -2)[..., 0, :]
-  place = _first_over(jnp.cumsum(inside, -1), aim - before)
-  # Rounding may leave the aim just past a block's last token with a weight.
-  likely = jnp.argmax(inside, -1)
-  place = jnp.where(_at(inside, place) > 0, place, likely)
-  drawn = block * blocks + place
-  return jnp.where(at_random, drawn, jnp.argmax(log_probs, -1))
+  place = _weighty(inside, _first_over(_cumulative(inside), aim - before))
+  return block * blocks + place
+
+
+def _cumulative(x):
+  """Cumulative sums of the last axis, as a product: fast on every backend."""
+  size = x.shape[-1]
+  upto = jnp.triu(jnp.ones((size, size), x.dtype))
+  return jnp.matmul(x, upto, precision=jax.lax.Precision.HIGHEST)
+
+
+def _weighty(weights, place):
+  """`place`, or the heaviest where rounding has led to one without weight."""
+  return jnp.where(_at(weights, place) > 0, place, jnp.argmax(weights, -1))
 
 
 def _first_over(sums, aim):
@@ -285,14 +314,14 @@ def _at(x, index):
 
 
 def _filter(log_probs, top_k, top_p):
-  """Minus infinity outside the top_k likeliest and the top_p nucleus."""
+  """Which tokens are among the top_k likeliest and in the top_p nucleus."""
   ranked = -jnp.sort(-log_probs, -1)
   before = jnp.cumsum(jnp.exp(ranked), -1) - jnp.exp(ranked)
   kept = before < top_p
   if top_k:
     kept &= jnp.arange(ranked.shape[-1]) < top_k
   floor = jnp.min(jnp.where(kept, ranked, jnp.inf), -1, keepdims=True)
-  return jnp.where(log_probs >= floor, log_probs, -jnp.inf)
+  return log_probs >= floor
 
 
 def _compact(done):

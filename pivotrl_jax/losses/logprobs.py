@@ -47,10 +47,7 @@ def token_log_probs(
       unembed.astype(states.dtype),
       preferred_element_type=jnp.float32,
     )
-    scores = jax.nn.log_softmax(logits / temperature)
-    fixed = jax.lax.stop_gradient(scores)
-    entropy = -(jnp.exp(fixed) * fixed).sum(-1)
-    return jnp.take_along_axis(scores, ids[:, None], 1)[:, 0], entropy
+    return _pick(logits / temperature, ids)
 
   log_probs, entropy = jax.lax.map(
     one,
@@ -60,6 +57,33 @@ def token_log_probs(
     ),
   )
   return log_probs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+
+
+@jax.custom_jvp
+def _pick(scores, ids):
+  """Log-probs and entropies `[M]` of ids `[M]` under scores `[M, V]`."""
+  total = jax.nn.logsumexp(scores, axis=-1)
+  mean = (jnp.exp(scores - total[:, None]) * scores).sum(-1)
+  return _at(scores, ids) - total, total - mean
+
+
+@_pick.defjvp
+def _pick_jvp(primals, tangents):
+  # d log p_t / d score_v = 1[v = t] - p_v as one expression: the transpose
+  # of a gather is a scatter, and autodiff would keep more of `[M, V]`.
+  scores, ids = primals
+  log_probs, entropy = _pick(scores, ids)
+  total = _at(scores, ids) - log_probs
+  hit = jnp.arange(scores.shape[1]) == ids[:, None]
+  slope = hit - jnp.exp(scores - total[:, None])
+  return (log_probs, entropy), (
+    (slope * tangents[0]).sum(-1),
+    jnp.zeros_like(entropy),
+  )
+
+
+def _at(scores, ids):
+  return jnp.take_along_axis(scores, ids[:, None], 1)[:, 0]
 
 
 def sft_loss(

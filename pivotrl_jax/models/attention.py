@@ -22,19 +22,25 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Queries and keys of a block, by backend: what stays in its caches.
-_BLOCKS = {"cpu": (128, 128)}
-_DECODE_BLOCKS = {"cpu": (32, 256)}
-_OTHER_BLOCKS = (512, 512)
-_MASKED = -1e30  # Finite, so that exp and differences never make a NaN.
+_CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
+# Of keys that are not seen, and the least maximum of a row: finite, so that
+# differences never make a NaN, and so far apart that exp gives exactly 0.
+_MASKED, _LEAST = -1e30, -1e29
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-  """Rotates `x` `[..., H, C]` by its position `[...]`, halves as in HF."""
-  half = x.shape[-1] // 2
+def rotary_tables(
+  positions: jax.Array, width: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines `[..., 1, C/2]` of positions `[...]`, for `rotate`."""
+  half = width // 2
   inverse = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[..., None, None].astype(jnp.float32) * inverse
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Turns `x` `[..., H, C]` to its position, halves as in HF."""
+  cos, sin = tables
   left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
     [left * cos - right * sin, right * cos + left * sin], axis=-1
@@ -72,8 +78,8 @@ def attend(
     q: `[B, Q, H, C]` queries.
     k, v: `[B, K, S, C]` keys and values; K divides H.
     limit: `[B, Q]` query i sees the keys `j < limit[b, i]`; 0 sees none.
-    blocks: most queries and keys of a block; `dense` is used up to one block
-      of each. By default what fits the caches of the backend.
+    blocks: most queries and keys of a block; by default what fits the caches
+      of the backend.
 
   Returns:
     Outputs `[B, Q, H, C]` in q's dtype (0 where limit is 0) and the float32
@@ -82,39 +88,43 @@ def attend(
   chex.assert_rank([q, k, v, limit], [4, 4, 4, 2])
   chex.assert_equal_shape([k, v])
   chex.assert_shape(limit, q.shape[:2])
-  blocks = blocks or _BLOCKS.get(jax.default_backend(), _OTHER_BLOCKS)
-  if q.shape[1] <= blocks[0] and k.shape[2] <= blocks[1]:
-    return dense(q, k, v, limit)
-  return blockwise(q, k, v, limit, blocks)
+  return blockwise(q, k, v, limit, blocks or _fitting_blocks(q))
 
 
 def attend_trunk(q, k, v, limit):
-  """`attend` of one query a branch, as in decoding.
+  """`dense` of one query a branch, for branches in the order of their limits.
 
-  Branches in the order of their limits skip the most keys.
+  On CPU, where the first half of the branches sees only the first half of a
+  long trunk, no more is read for it. (Finer cuts cost more in small products
+  than they leave out; elsewhere one product is fastest.)
   """
-  blocks = _DECODE_BLOCKS.get(jax.default_backend())
-  if blocks is None:  # One product reads the trunk once for all branches.
+  rows, keys = q.shape[1] // 2, k.shape[2] // 2
+  if jax.default_backend() != "cpu" or rows < 16 or keys < 512:
     return dense(q, k, v, limit)
-  return attend(q, k, v, limit, blocks=blocks)
+  first = jax.lax.cond(
+    limit[:, :rows].max() <= keys,
+    lambda: dense(q[:, :rows], k[:, :, :keys], v[:, :, :keys], limit[:, :rows]),
+    lambda: dense(q[:, :rows], k, v, limit[:, :rows]),
+  )
+  second = dense(q[:, rows:], k, v, limit[:, rows:])
+  return jax.tree.map(lambda *x: jnp.concatenate(x, 1), first, second)
 
 
 def attend_own(q, k, v, length):
-  """One query a branch over its own keys: `[B, N, H, C]` on `[B, N, K, S, C]`.
+  """One query a branch over its own keys: `[B, N, H, C]` on `[B*N, K, S, C]`.
 
-  Through `dense` on flattened branches a decode step takes 22 ms, not 9 (CPU).
   Returns what `attend` does; `length`, a scalar, is the keys that are seen.
   """
-  shape = (*q.shape[:2], k.shape[2], -1, q.shape[-1])
-  scores = _product("bnkgc,bnksc->bnkgs", q.reshape(shape), k)
+  grouped = q.reshape(-1, k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
+  scores = _product("nkgc,nksc->nkgs", grouped, k)
   scores = jnp.where(
-    jnp.arange(k.shape[3]) < length,
+    jnp.arange(k.shape[2]) < length,
     scores / math.sqrt(q.shape[-1]),
     _MASKED,
   )
   lse = jax.nn.logsumexp(scores, axis=-1)
   weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
-  out = _product("bnkgs,bnksc->bnkgc", weights, v)
+  out = _product("nkgs,nksc->nkgc", weights, v)
   return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:3])
 
 
@@ -122,13 +132,12 @@ def dense(q, k, v, limit):
   """`attend` with all scores `[B, K, Q*H/K, S]` formed at once."""
   grouped, ends = _group(q, k.shape[1]), _ends(q, k, limit)
   scores = _scores(grouped, k, ends, 0)
-  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  weights = jnp.exp(scores - top)
-  weights = jnp.where(scores > _MASKED, weights, 0.0)
+  top = jnp.maximum(jax.lax.stop_gradient(scores.max(-1)), _LEAST)
+  weights = jnp.exp(scores - top[..., None])
   total = weights.sum(-1)
   safe = jnp.where(total > 0, total, 1.0)
   out = _product("bkms,bksc->bkmc", weights.astype(v.dtype), v)
-  lse = jnp.where(total > 0, top[..., 0] + jnp.log(safe), _MASKED)
+  lse = jnp.where(total > 0, top + jnp.log(safe), _MASKED)
   return (
     _ungroup(out / safe[..., None], q.shape).astype(q.dtype),
     _ungroup(lse, q.shape[:3]),
@@ -159,9 +168,7 @@ def _blockwise_forward(q, k, v, limit, blocks):
       start = i * block_k
       scores = _scores(grouped, _block(k_pad, start, block_k), ends, start)
       new_top = jnp.maximum(top, scores.max(-1))
-      weights = jnp.where(
-        scores > _MASKED, jnp.exp(scores - new_top[..., None]), 0.0
-      )
+      weights = jnp.exp(scores - new_top[..., None])
       decay = jnp.exp(top - new_top)
       out = out * decay[..., None] + _product(
           "bkms,bksc->bkmc", weights.astype(v.dtype),
@@ -170,12 +177,13 @@ def _blockwise_forward(q, k, v, limit, blocks):
       return new_top, total * decay + weights.sum(-1), out
 
     shape = grouped.shape[:-1]
-    top, total, out = jax.lax.fori_loop(
-      0,
-      _visible_blocks(limit_i, block_k),
+    top, total, out = _each_block(
+      blocks_k,
+      limit_i,
+      block_k,
       body,
       (
-        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.full(shape, _LEAST, jnp.float32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(grouped.shape, jnp.float32),
       ),
@@ -201,6 +209,8 @@ def _blockwise_backward(blocks, saved, cotangents):
   d_out = d_out.astype(jnp.float32)
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
   scale = 1.0 / math.sqrt(q.shape[-1])
+  # A query that sees nothing: far under 0, its masked scores weigh nothing.
+  lse = jnp.maximum(lse, _LEAST)
   parts = [
     _split(_pad(x, blocks_q * block_q, 1), blocks_q)
     for x in (q, limit, lse, delta, d_out)
@@ -217,9 +227,7 @@ def _blockwise_backward(blocks, saved, cotangents):
       start = i * block_k
       keys_i = _block(k_pad, start, block_k)
       scores = _scores(grouped, keys_i, ends, start)
-      weights = jnp.where(
-        scores > _MASKED, jnp.exp(scores - lse_g[..., None]), 0.0
-      )
+      weights = jnp.exp(scores - lse_g[..., None])
       d_weights = _product(
         "bkmc,bksc->bkms", d_out_g, _block(v_pad, start, block_k)
       )
@@ -231,9 +239,10 @@ def _blockwise_backward(blocks, saved, cotangents):
       d_v = _add(d_v, _product("bkms,bkmc->bksc", weights, d_out_g), start)
       return d_q, d_k, d_v
 
-    d_q, d_k, d_v = jax.lax.fori_loop(
-      0,
-      _visible_blocks(limit_i, block_k),
+    d_q, d_k, d_v = _each_block(
+      blocks_k,
+      limit_i,
+      block_k,
       body,
       (jnp.zeros(grouped.shape, jnp.float32), *carry),
     )
@@ -282,14 +291,26 @@ def _ends(q, k, limit):
   return jnp.repeat(limit, q.shape[2] // k.shape[1], axis=1)[:, None]
 
 
+def _fitting_blocks(q):
+  """Queries and keys of a block whose scores stay in the caches."""
+  if jax.default_backend() != "cpu":
+    return 512, 512
+  most = math.isqrt(_CPU_SCORES // (q.shape[0] * q.shape[2]))
+  return (min(512, max(128, most // 64 * 64)),) * 2
+
+
 def _blocks(size, block):
   """How many blocks, and their size: equal parts of at most `block`."""
   count = max(1, -(-size // block))
   return count, max(1, -(-size // count))
 
 
-def _visible_blocks(limit, block):
-  return (jnp.max(limit) + block - 1) // block
+def _each_block(count, limit, block, body, carry):
+  """`body(i, carry)` for each of `count` blocks of keys that a query sees."""
+  if count == 1:  # No loop for XLA to copy the carry in and out of.
+    return body(0, carry)
+  seen = (jnp.max(limit) + block - 1) // block
+  return jax.lax.fori_loop(0, seen, body, carry)
 
 
 def _block(x, start, size):

@@ -120,18 +120,17 @@ class Attention(nn.Module):
     self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
     self.k_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="k_norm")
 
-  def query(self, x, positions):
-    """`[..., D]` to queries `[..., H, C]`."""
+  def query(self, x, rope):
+    """`[..., D]` to queries `[..., H, C]`; `rope` turns them."""
     c = self.config
     q = self.q_proj(x).reshape(*x.shape[:-1], c.num_attention_heads, c.head_dim)
-    return attention.rotary(self.q_norm(q), positions, c.rope_theta)
+    return attention.rotate(self.q_norm(q), rope)
 
-  def key_value(self, x, positions):
+  def key_value(self, x, rope):
     """`[..., S, D]` to keys and values `[..., K, S, C]`."""
     c = self.config
     shape = (*x.shape[:-1], c.num_key_value_heads, c.head_dim)
-    k = self.k_norm(self.k_proj(x).reshape(shape))
-    k = attention.rotary(k, positions, c.rope_theta)
+    k = attention.rotate(self.k_norm(self.k_proj(x).reshape(shape)), rope)
     v = self.v_proj(x).reshape(shape)
     return jnp.moveaxis(k, -3, -2), jnp.moveaxis(v, -3, -2)
 
@@ -180,24 +179,23 @@ class Layer(nn.Module):
     x = x + self.self_attn.output(heads)
     return x + self.mlp(self.post_attention_layernorm(x))
 
-  def trunk(self, x, *, last):
+  def trunk(self, x, rope, *, last):
     """The trunk's next hidden states (None of the last layer) and its KV."""
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     normed = self.input_layernorm(x)
-    kv = self.self_attn.key_value(normed, positions)
+    kv = self.self_attn.key_value(normed, rope)
     if last:
       return None, kv
-    q = self.self_attn.query(normed, positions)
-    heads, _ = self._attend(q, *kv, positions + 1)
+    q = self.self_attn.query(normed, rope)
+    limit = jnp.broadcast_to(jnp.arange(1, x.shape[1] + 1), x.shape[:2])
+    heads, _ = self._attend(q, *kv, limit)
     return self._finish(x, heads), kv
 
-  def branches(self, x, trunk_kv, visible):
+  def branches(self, x, rope, trunk_kv, visible):
     """`[B, N, A, D]` to the same, reading the trunk up to `visible`."""
     b, n, a, _ = x.shape
-    positions = visible[..., None] + jnp.arange(a)
     normed = self.input_layernorm(x)
-    q = self.self_attn.query(normed, positions)
-    k, v = self.self_attn.key_value(normed, positions)
+    q = self.self_attn.query(normed, rope)
+    k, v = self.self_attn.key_value(normed, rope)
     limit = jnp.broadcast_to(visible[..., None], (b, n, a)).reshape(b, n * a)
     past = self._attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
     own = self._attend(
@@ -210,30 +208,33 @@ class Layer(nn.Module):
     heads = attention.merge(past, own)
     return self._finish(x, heads.reshape(b, n, a, *heads.shape[2:]))
 
-  def both(self, trunk, branch, visible, last):
+  def both(self, trunk, branch, ropes, visible, last):
     """One layer of `Qwen3.__call__`."""
-    trunk, kv = self.trunk(trunk, last=last)
-    return trunk, self.branches(branch, kv, visible)
+    trunk, kv = self.trunk(trunk, ropes[0], last=last)
+    return trunk, self.branches(branch, ropes[1], kv, visible)
 
-  def decode(self, x, trunk_kv, visible, cache, step):
+  def decode(self, x, rope, trunk_kv, visible, cache, step):
     """`[B, N, D]`, one token a branch, at place `step` of its cache.
 
     Args:
       x: `[B, N, D]`.
+      rope: rotary tables of the tokens' positions.
       trunk_kv: keys and values `[B, K, T, C]`.
       visible: `[B, N]` trunk tokens each branch sees.
-      cache: the branches' keys and values `[B, N, K, S, C]`.
+      cache: the branches' keys and values `[B * N, K, S, C]`: with more
+        leading axes XLA updates a copy on CPU.
       step: scalar, how many tokens of each branch are in the cache.
 
     Returns:
       `[B, N, D]` and the cache with this token's keys and values.
     """
     normed = self.input_layernorm(x)[:, :, None]
-    positions = (visible + step)[..., None]
-    q = self.self_attn.query(normed, positions)[:, :, 0]
-    new = self.self_attn.key_value(normed, positions)
+    q = self.self_attn.query(normed, rope)[:, :, 0]
+    new = self.self_attn.key_value(normed, rope)
     cache = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, part, step, 3)
+      jax.lax.dynamic_update_slice_in_dim(
+        old, part.reshape(-1, *part.shape[2:]), step, 2
+      )
       for old, part in zip(cache, new, strict=True)
     )
     past = attention.attend_trunk(q, *trunk_kv, visible)
@@ -269,7 +270,7 @@ class Qwen3(nn.Module):
     )
     layer = Layer
     if self.remat:
-      layer = nn.remat(Layer, methods=["both"], static_argnums=(4,))
+      layer = nn.remat(Layer, methods=["both"], static_argnums=(5,))
     self.layers = [
       layer(c, self.dtype, self.dense, name=f"layers_{i}")
       for i in range(c.num_hidden_layers)
@@ -295,8 +296,12 @@ class Qwen3(nn.Module):
     chex.assert_rank([trunk, branch, visible], [2, 3, 2])
     chex.assert_shape(visible, branch.shape[:2])
     x, y = self.embed_tokens(trunk), self.embed_tokens(branch)
+    ropes = (
+      self._rope(jnp.arange(trunk.shape[1])),
+      self._rope(visible[..., None] + jnp.arange(branch.shape[2])),
+    )
     for i, layer in enumerate(self.layers):
-      x, y = layer.both(x, y, visible, i == len(self.layers) - 1)
+      x, y = layer.both(x, y, ropes, visible, i == len(self.layers) - 1)
     if self.is_initializing() and not self.config.tie_word_embeddings:
       self.lm_head(y)
     return self.norm(y)
@@ -304,18 +309,25 @@ class Qwen3(nn.Module):
   def prefill(self, trunk):
     """Keys and values `[B, K, T, C]` of the trunk, a pair a layer."""
     x, caches = self.embed_tokens(trunk), []
+    rope = self._rope(jnp.arange(trunk.shape[1]))
     for i, layer in enumerate(self.layers):
-      x, kv = layer.trunk(x, last=i == len(self.layers) - 1)
+      x, kv = layer.trunk(x, rope, last=i == len(self.layers) - 1)
       caches.append(kv)
     return tuple(caches)
 
   def decode(self, tokens, trunk_kv, visible, cache, step):
     """Hidden states `[B, N, D]` of one token `[B, N]` a branch, and cache."""
     x, caches = self.embed_tokens(tokens), []
+    rope = self._rope((visible + step)[..., None])
     for layer, trunk, own in zip(self.layers, trunk_kv, cache, strict=True):
-      x, own = layer.decode(x, trunk, visible, own, step)
+      x, own = layer.decode(x, rope, trunk, visible, own, step)
       caches.append(own)
     return self.norm(x), tuple(caches)
+
+  def _rope(self, positions):
+    """Rotary tables, once for all layers: on CPU a sine costs a product."""
+    c = self.config
+    return attention.rotary_tables(positions, c.head_dim, c.rope_theta)
 
 
 def unembedding(params: Any, config: Config) -> jax.Array:

@@ -174,19 +174,27 @@ class AttentionTest(parameterized.TestCase):
     # Both scores are 4 / sqrt(4) = 2; log-sum-exp = 2 + log 2.
     np.testing.assert_allclose(lse, [[[2 + np.log(2)]]], atol=1e-6)
 
+  @parameterized.parameters((512, 900), (513, 900), (700, 1024))
+  def test_one_query_a_branch_is_dense(self, first_half, second_half):
+    keys = jax.random.split(jax.random.key(3), 3)
+    q = jax.random.normal(keys[0], (2, 32, 4, 8))
+    k, v = (jax.random.normal(key, (2, 2, 1024, 8)) for key in keys[1:])
+    limit = jnp.where(jnp.arange(32) < 16, first_half, second_half)
+    limit = jnp.stack([limit, limit - 5])
+    chex.assert_trees_all_close(
+      jax.jit(attention.attend_trunk)(q, k, v, limit),
+      attention.dense(q, k, v, limit),
+      atol=1e-5,
+    )
+
   def test_one_query_over_its_own_keys_is_dense(self):
     keys = jax.random.split(jax.random.key(2), 3)
     q = jax.random.normal(keys[0], (2, 3, 4, 8))
-    k, v = (jax.random.normal(key, (2, 3, 2, 7, 8)) for key in keys[1:])
+    k, v = (jax.random.normal(key, (6, 2, 7, 8)) for key in keys[1:])
+    out, lse = attention.attend_own(q, k, v, 5)
+    want = attention.dense(q.reshape(6, 1, 4, 8), k, v, jnp.full((6, 1), 5))
     chex.assert_trees_all_close(
-      attention.attend_own(q, k, v, 5),
-      jax.vmap(
-        lambda q, k, v: jax.tree.map(
-          lambda x: x[:, 0],
-          attention.dense(q[:, None], k, v, jnp.full((3, 1), 5)),
-        )
-      )(q, k, v),
-      atol=1e-6,
+      (out.reshape(6, 1, 4, 8), lse.reshape(6, 1, 4)), want, atol=1e-6
     )
 
   def test_merge_is_attention_over_the_union(self):
