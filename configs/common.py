@@ -128,7 +128,8 @@ def _embedded(domain):
     importance_cap=0.0,  # Truncated importance weights; 0 = off.
     importance_floor=0.0,
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
-    micro_batches=1,  # Gradient accumulation.
+    micro_batches=1,  # Gradient accumulation, at least.
+    batch_tokens=16384,  # Most trunk tokens of a micro-batch; 0 = any.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.

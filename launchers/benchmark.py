@@ -28,14 +28,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from pivotrl_jax.data import batches  # noqa: E402
-from pivotrl_jax.engines import base  # noqa: E402
-from pivotrl_jax.engines import jax_sampler  # noqa: E402
-from pivotrl_jax.losses import grpo  # noqa: E402
-from pivotrl_jax.models import qwen3  # noqa: E402
-from pivotrl_jax.train import state as state_lib  # noqa: E402
-from pivotrl_jax.train import step as step_lib  # noqa: E402
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import jax_sampler
+from pivotrl_jax.losses import grpo
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
 
 _WORK = flags.DEFINE_enum(
   "work", "", ["", "grpo_step", "profile", "loss"], "One row; '' = the table."

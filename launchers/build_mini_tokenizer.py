@@ -10,6 +10,7 @@ are compressed too.
 import ast
 import json
 import pathlib
+import sys
 import sysconfig
 
 from absl import app
@@ -22,6 +23,9 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
+
+# Runs from a checkout as it is.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from pivotrl_jax.chat import render
 from pivotrl_jax.envs import swe_expert

@@ -14,6 +14,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import pathlib
+import sys
 import time
 
 from absl import app
@@ -23,6 +24,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+
+# Runs from a checkout as it is.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from pivotrl_jax import types
 from pivotrl_jax.chat import render

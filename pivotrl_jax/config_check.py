@@ -32,6 +32,7 @@ _LEAST = {
   "train.learning_rate": 0.0,
   "train.updates_per_batch": 1,
   "train.micro_batches": 1,
+  "train.batch_tokens": 0,
   "train.save_every": 1,
   "train.log_every": 1,
   "train.logits_chunk": 1,

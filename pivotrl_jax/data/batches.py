@@ -62,14 +62,20 @@ class Rows:
 
 
 def pack(
-  rows: Rows, *, micro_batches: int = 1, multiple_of: int = 1
+  rows: Rows,
+  *,
+  micro_batches: int = 1,
+  multiple_of: int = 1,
+  batch_tokens: int = 0,
 ) -> tuple[TrainBatch, np.ndarray]:
   """Packs rows into trees and trees into equal micro-batches.
 
   Args:
     rows: see `Rows`; empty actions are not allowed.
-    micro_batches: M, gradient accumulation steps.
+    micro_batches: least M, gradient accumulation steps.
     multiple_of: B is padded to a multiple of this (the device count).
+    batch_tokens: most trunk tokens of a micro-batch, padding included (but
+      for what `multiple_of` asks); 0 sets no bound.
 
   Returns:
     The batch (numpy arrays), and `[R]` the flat index into `[M * B * N]` at
@@ -77,13 +83,16 @@ def pack(
   """
   width = trees.bucket(max(len(a) for a in rows.actions))
   forest = trees.build(rows.prompts)
-  branches = _branches(forest, width)
+  branches = trees.branches(forest, width)
   forest = [p for t in forest for p in trees.split(t, branches)]
-  # Like lengths side by side; dealt out so that micro-batches are alike.
+  # Like lengths side by side: attention stops at a micro-batch's longest.
   forest.sort(key=lambda t: (-len(t.trunk), t.rows[0]))
+  length = trees.bucket(len(forest[0].trunk))
+  if batch_tokens:
+    most = max(1, batch_tokens // length)
+    micro_batches = max(micro_batches, -(-len(forest) // most))
   size = -(-len(forest) // micro_batches)
   size = -(-size // multiple_of) * multiple_of
-  length = trees.bucket(len(forest[0].trunk))
   lead = (micro_batches, size)
   batch = TrainBatch(
     trunks=np.zeros((*lead, length), np.int32),
@@ -95,7 +104,7 @@ def pack(
   )
   places = np.zeros(len(rows.prompts), np.int64)
   for i, tree in enumerate(forest):
-    at = (i % micro_batches, i // micro_batches)
+    at = divmod(i, size)
     batch.trunks[at][: len(tree.trunk)] = tree.trunk
     for n, (row, attach) in enumerate(zip(tree.rows, tree.attach, strict=True)):
       end = len(rows.actions[row])
@@ -120,16 +129,3 @@ def padding_share(batch: TrainBatch) -> float:
     live = mask.any(-1)
     used += min(attach[live].max(), len(trunk)) if live.any() else 0
   return 1.0 - float(used) / (batch.trunks.size + batch.actions.size)
-
-
-def _branches(forest: Sequence[trees.Tree], width: int) -> int:
-  """The N of least computed tokens: sum over trunks of T + N * A."""
-  counts = np.array([len(t.rows) for t in forest])
-  lengths = np.array([len(t.trunk) for t in forest])
-  options = np.unique(counts)
-
-  def cost(size):
-    copies = -(-counts // size)
-    return float((copies * (lengths + size * width)).sum())
-
-  return int(min(options, key=cost))

@@ -77,6 +77,21 @@ def split(tree: Tree, size: int) -> list[Tree]:
   return parts
 
 
+def branches(forest: Sequence[Tree], width: int) -> int:
+  """The N to split a forest by for the least computed tokens.
+
+  All trees of a batch have room for N branches of `width` tokens; one cut in
+  parts has its trunk in each: the sum over parts of T + N * width.
+  """
+  counts = np.array([len(t.rows) for t in forest])
+  lengths = np.array([len(t.trunk) for t in forest])
+
+  def cost(size):
+    return float((-(-counts // size) * (lengths + size * width)).sum())
+
+  return int(min(np.unique(counts), key=cost))
+
+
 def bucket(size: int, least: int = 16) -> int:
   """The smallest of least x (1, 1.5, 2, 3, 4, 6, ...) that holds `size`."""
   bound = least

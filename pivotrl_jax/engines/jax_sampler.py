@@ -80,14 +80,15 @@ class JaxSampler:
       raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
     self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
     out: list[base.Completion | None] = [None] * len(prompts)
-    for group in self._plan(trees.build(prompts)):
+    for group in self._plan(trees.build(prompts), sampling.max_tokens):
       for row, completion in self._run(group, sampling, seeds):
         out[row] = completion
     return out
 
-  def _plan(self, forest):
+  def _plan(self, forest, width):
     """Trees to batches of like trunks, within the two budgets."""
-    forest = [p for t in forest for p in trees.split(t, self._batch_rows)]
+    most = min(self._batch_rows, trees.branches(forest, width))
+    forest = [p for t in forest for p in trees.split(t, most)]
     forest.sort(key=lambda t: (len(t.trunk), len(t.rows), t.rows[0]))
     group: list[trees.Tree] = []
     for tree in forest:
@@ -107,7 +108,7 @@ class JaxSampler:
   def _run(self, group, sampling, seeds):
     """Samples one batch of trees; yields (row, Completion)."""
     state, trunk, rows = self._start(group, sampling, seeds)
-    trunk_kv = _prefill(self._model, self._params, trunk)
+    trunk_kv = _prefill(self._model, self._params, trunk, state["visible"])
     unembed = qwen3.unembedding(self._params, self._config)
     filters = (sampling.top_k, sampling.top_p)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
@@ -189,8 +190,10 @@ class JaxSampler:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _prefill(model, params, trunk):
-  return model.apply({"params": params}, trunk, method="prefill")
+def _prefill(model, params, trunk, visible):
+  return model.apply(
+    {"params": params}, trunk, visible.max(1), method="prefill"
+  )
 
 
 @functools.partial(

@@ -179,14 +179,20 @@ class Layer(nn.Module):
     x = x + self.self_attn.output(heads)
     return x + self.mlp(self.post_attention_layernorm(x))
 
-  def trunk(self, x, rope, *, last):
-    """The trunk's next hidden states (None of the last layer) and its KV."""
+  def trunk(self, x, rope, limit, *, last):
+    """The trunk's next hidden states (None of the last layer) and its KV.
+
+    Args:
+      x: `[B, T, D]`.
+      rope: rotary tables of `T` positions.
+      limit: `[B, T]` of `attention.attend`.
+      last: whether this is the last layer.
+    """
     normed = self.input_layernorm(x)
     kv = self.self_attn.key_value(normed, rope)
     if last:
       return None, kv
     q = self.self_attn.query(normed, rope)
-    limit = jnp.broadcast_to(jnp.arange(1, x.shape[1] + 1), x.shape[:2])
     heads, _ = self._attend(q, *kv, limit)
     return self._finish(x, heads), kv
 
@@ -210,7 +216,8 @@ class Layer(nn.Module):
 
   def both(self, trunk, branch, ropes, visible, last):
     """One layer of `Qwen3.__call__`."""
-    trunk, kv = self.trunk(trunk, ropes[0], last=last)
+    limit = _causal(trunk, visible.max(1))
+    trunk, kv = self.trunk(trunk, ropes[0], limit, last=last)
     return trunk, self.branches(branch, ropes[1], kv, visible)
 
   def decode(self, x, rope, trunk_kv, visible, cache, step):
@@ -306,12 +313,16 @@ class Qwen3(nn.Module):
       self.lm_head(y)
     return self.norm(y)
 
-  def prefill(self, trunk):
-    """Keys and values `[B, K, T, C]` of the trunk, a pair a layer."""
+  def prefill(self, trunk, length):
+    """Keys and values `[B, K, T, C]` of the trunk, a pair a layer.
+
+    Those from `length` `[B]` on are of no use.
+    """
     x, caches = self.embed_tokens(trunk), []
     rope = self._rope(jnp.arange(trunk.shape[1]))
+    limit = _causal(x, length)
     for i, layer in enumerate(self.layers):
-      x, kv = layer.trunk(x, rope, last=i == len(self.layers) - 1)
+      x, kv = layer.trunk(x, rope, limit, last=i == len(self.layers) - 1)
       caches.append(kv)
     return tuple(caches)
 
@@ -328,6 +339,12 @@ class Qwen3(nn.Module):
     """Rotary tables, once for all layers: on CPU a sine costs a product."""
     c = self.config
     return attention.rotary_tables(positions, c.head_dim, c.rope_theta)
+
+
+def _causal(x, length):
+  """Limits `[B, T]` of a trunk: up to itself, nothing from `length` on."""
+  place = jnp.arange(x.shape[1])
+  return jnp.where(place < length[:, None], place + 1, 0)
 
 
 def unembedding(params: Any, config: Config) -> jax.Array:

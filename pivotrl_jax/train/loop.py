@@ -217,7 +217,11 @@ def _weights(config, lengths):
 
 def _layout(config):
   count = jax.device_count() if config.train.parallel != "jit" else 1
-  return {"micro_batches": config.train.micro_batches, "multiple_of": count}
+  return {
+    "micro_batches": config.train.micro_batches,
+    "multiple_of": count,
+    "batch_tokens": config.train.batch_tokens,
+  }
 
 
 def _grpo_step(config, log_probs_fn, tx):

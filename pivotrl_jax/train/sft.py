@@ -47,7 +47,9 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
   for index in bar:
     chosen = choose(demonstrations, config.seed, index, config.sft.turns)
     batch, _ = batches.pack(
-      rows(chosen), micro_batches=config.train.micro_batches
+      rows(chosen),
+      micro_batches=config.train.micro_batches,
+      batch_tokens=config.train.batch_tokens,
     )
     state, metrics, _ = step(state, batch)
   logging.info(

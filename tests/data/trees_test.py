@@ -56,6 +56,37 @@ def test_split_keeps_rows(prompts, size):
     assert all(len(p.trunk) == p.attach.max() for p in parts)
 
 
+def test_branches_is_the_least_work():
+  def tree(rows, length):
+    return trees.Tree(
+      np.zeros(length, np.int32), np.arange(rows), np.full(rows, length)
+    )
+
+  # Rooms of 2 or 8 branches of 10 tokens. 2 cuts the first trunk in four:
+  # 4 * (100 + 20) + (50 + 20) = 550; 8: (100 + 80) + (50 + 80) = 310.
+  assert trees.branches([tree(8, 100), tree(2, 50)], 10) == 8
+  # With nine small ones 2: 480 + 9 * 70 = 1110; 8: 180 + 9 * 130 = 1350.
+  assert trees.branches([tree(8, 100)] + [tree(2, 50)] * 9, 10) == 2
+
+
+def test_batch_tokens_bounds_micro_batches():
+  lengths = (40, 5, 33, 20, 7)
+  batch, places = batches.pack(
+    batches.Rows(
+      prompts=[np.full(n, i) for i, n in enumerate(lengths)],
+      actions=[np.array([1])] * 5,
+      weights=[np.ones(1)] * 5,
+      advantages=np.arange(5.0),
+      sampler_log_probs=[np.zeros(1)] * 5,
+    ),
+    batch_tokens=100,
+  )
+  # Trunks of bucket(40) = 48 tokens: two fit 100, five make three batches.
+  assert batch.trunks.shape == (3, 2, 48)
+  # Like lengths together: 40 33 | 20 7 | 5.
+  assert places.tolist() == [0, 4, 1, 2, 3]
+
+
 def test_bucket():
   assert [trees.bucket(n) for n in (1, 16, 17, 24, 25, 33, 49)] == [
       16, 16, 24, 24, 32, 48, 64,

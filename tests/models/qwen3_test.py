@@ -118,7 +118,10 @@ class TreeTest(parameterized.TestCase):
       self.assertAlmostEqual(got[2][row], float(want), places=4)
 
   @parameterized.parameters(
-    {"micro_batches": 2}, {"multiple_of": 8}, {"micro_batches": 3}
+    {"micro_batches": 2},
+    {"multiple_of": 8},
+    {"micro_batches": 3},
+    {"batch_tokens": 24},
   )
   def test_packing_changes_nothing(self, **layout):
     chex.assert_trees_all_close(

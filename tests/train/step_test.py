@@ -71,9 +71,11 @@ def reference():
   return _reference()
 
 
-def test_accumulated(reference):
+@pytest.mark.parametrize("layout", [{"micro_batches": 3}, {"batch_tokens": 16}])
+def test_accumulated(reference, layout):
   state, step = _setup()
-  batch, _ = batches.pack(_rows(ADVANTAGES), micro_batches=3)
+  batch, _ = batches.pack(_rows(ADVANTAGES), **layout)
+  assert len(batch.trunks) > 1
   got = _result(jax.jit(step)(state, batch))
   chex.assert_trees_all_close(got, reference, atol=1e-6)
 
