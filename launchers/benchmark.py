@@ -376,8 +376,11 @@ def _theirs(peer, row):
 
 def table() -> None:
   """Prints the table as it grows, in Markdown."""
-  print("| work | who | seconds | ratio | peak GiB | ratio | tokens | least |")
-  print("|---|---|---|---|---|---|---|---|")
+  print(
+    "| work | who | seconds | ratio | peak GiB | ratio | tokens | least"
+    " | compile s |"
+  )
+  print("|---|---|---|---|---|---|---|---|---|")
   for row in TABLE:
     peers = [p for p in row.peers if p in _PEERS.value]
     found = {who: [] for who in ("us", *peers)}
@@ -386,8 +389,11 @@ def table() -> None:
         runs.append(_ours(row) if who == "us" else _theirs(who, row))
     ours = {
       key: statistics.median(r[key] for r in found["us"])
-      for key in ("seconds", "peak_gib", "tokens_computed", "tokens_least")
-    }
+      for key in (
+        "seconds", "peak_gib", "tokens_computed", "tokens_least",
+        "compile_seconds",
+      )
+    }  # fmt: skip
     name = f"{row.work} {' x '.join(map(str, row.shape))}"
     for who, runs in found.items():
       seconds = statistics.median(r["seconds"] for r in runs)
@@ -396,9 +402,10 @@ def table() -> None:
         f"| {name} | {who} | {seconds:.3f} | {seconds / ours['seconds']:.1f}"
         f" | {peak:.2f} | {peak / ours['peak_gib']:.1f}"
         + (
-          f" | {ours['tokens_computed']} | {ours['tokens_least']} |"
+          f" | {ours['tokens_computed']} | {ours['tokens_least']}"
+          f" | {ours['compile_seconds']:.0f} |"
           if who == "us"
-          else " | | |"
+          else " | | | |"
         ),
         flush=True,
       )
@@ -406,7 +413,7 @@ def table() -> None:
     if "share_of_peak" in extra:
       print(
         f"| {name} | us | {extra['gflops']:.1f} GFLOP/s | of matmul peak"
-        f" {extra['share_of_peak']:.2f} | | | | |",
+        f" {extra['share_of_peak']:.2f} | | | | | |",
         flush=True,
       )
 

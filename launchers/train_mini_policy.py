@@ -204,7 +204,7 @@ def main(_):
   params["embed_tokens"]["embedding"] *= 5.0
   state = state_lib.create(params, tx)
   log_probs = functools.partial(
-    step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=2048
+    step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=512
   )
   step = jax.jit(
     functools.partial(

@@ -81,17 +81,19 @@ def pack(
     The batch (numpy arrays), and `[R]` the flat index into `[M * B * N]` at
     which each row stands.
   """
-  width = trees.bucket(max(len(a) for a in rows.actions))
+  # Every size in a few buckets: a new one is a new program to compile.
+  width = trees.bucket(max(len(a) for a in rows.actions), least=32)
   forest = trees.build(rows.prompts)
   branches = trees.branches(forest, width)
   forest = [p for t in forest for p in trees.split(t, branches)]
   # Like lengths side by side: attention stops at a micro-batch's longest.
   forest.sort(key=lambda t: (-len(t.trunk), t.rows[0]))
   length = trees.bucket(len(forest[0].trunk))
+  count = trees.bucket(len(forest), least=1)
   if batch_tokens:
     most = max(1, batch_tokens // length)
-    micro_batches = max(micro_batches, -(-len(forest) // most))
-  size = -(-len(forest) // micro_batches)
+    micro_batches = max(micro_batches, -(-count // most))
+  size = -(-count // micro_batches)
   size = -(-size // multiple_of) * multiple_of
   lead = (micro_batches, size)
   batch = TrainBatch(

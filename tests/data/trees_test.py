@@ -81,7 +81,8 @@ def test_batch_tokens_bounds_micro_batches():
     ),
     batch_tokens=100,
   )
-  # Trunks of bucket(40) = 48 tokens: two fit 100, five make three batches.
+  # Trunks of bucket(40) = 48 tokens: two fit 100; five, with room for six,
+  # make three batches.
   assert batch.trunks.shape == (3, 2, 48)
   # Like lengths together: 40 33 | 20 7 | 5.
   assert places.tolist() == [0, 4, 1, 2, 3]
