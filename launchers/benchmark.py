@@ -290,9 +290,7 @@ def _loss_fn(config):
   model = qwen3.Qwen3(config, dtype=_DTYPE.value)
   return functools.partial(
     step_lib.grpo_loss,
-    log_probs_fn=functools.partial(
-      step_lib.policy_log_probs, model, chunk=512
-    ),
+    log_probs_fn=functools.partial(step_lib.policy_log_probs, model, chunk=512),
     clip_low=0.2,
     clip_high=0.2,
     kl="k3",

@@ -246,7 +246,9 @@ def _decode(
     lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
   )
   _, state, ids, log_probs = carry
-  cache = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), state["cache"])
+  cache = jax.tree.map(
+    lambda x: x.reshape(*shape, *x.shape[1:]), state["cache"]
+  )
   return state | {"cache": cache}, ids, log_probs
 
 

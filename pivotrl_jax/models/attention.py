@@ -6,10 +6,11 @@ own branch up to itself. So one primitive is enough, `attend`, whose mask is
 one integer a query. What a branch token gets from the trunk and from its own
 branch is joined by `merge`, exactly, from the two log-sum-exps.
 
-`attend` comes in two bodies with one meaning:
-- `dense` forms all scores at once: short keys, and the reference of the tests;
-- `blockwise` walks blocks of keys with an online softmax, keeps no scores for
-  the backward pass and skips the blocks that no query of a block can see.
+It comes in two bodies with one meaning:
+- `dense` forms all scores at once: decoding, where a query is one token, and
+  forward-mode derivatives; the reference of the tests;
+- `blockwise` (`attend`) walks blocks of keys with an online softmax, keeps no
+  scores for the backward pass and skips the blocks that no query can see.
 
 Keys and values are kept heads first, `[B, K, S, C]`: then every product is a
 plain batched matrix product, and a cache is never transposed.
