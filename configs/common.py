@@ -2,6 +2,8 @@
 
 from ml_collections import config_dict
 
+from pivotrl_jax.verifiers.verify import VERIFIERS
+
 _ARGUMENTS = {"tiny": False, "paper": False, "seed": 0}
 
 
@@ -37,6 +39,14 @@ def parse_arg(arg: str) -> dict[str, object]:
 
 def _section(**values) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(values)
+
+
+def _options(defaults):
+  """A verifier's options; the one that is None by default takes a float."""
+  free = {
+    k: config_dict.placeholder(float) for k, v in defaults.items() if v is None
+  }
+  return _section(**defaults | free)
 
 
 def base(domain: str, arg: str) -> config_dict.ConfigDict:
@@ -94,7 +104,6 @@ def _embedded(domain):
   config.verifier = _section(
     name="single_step",  # A key of verifiers/verify.py.
     setting="default",  # default | compat (the original's rewards).
-    options=_section(),  # Options other than the verifier's defaults.
     judge=_section(  # For terminus_judge; its token: $PIVOTRL_JUDGE_KEY.
       url="",  # OpenAI-compatible address, ending in /v1; "" = no judge.
       model="",
@@ -103,8 +112,9 @@ def _embedded(domain):
       concurrency=8,  # Most requests at once.
       max_tokens=1024,
     ),
+    # The options of each, such as verifier.single_step.allow_subset.
+    **{name: _options(given) for name, (_, given) in VERIFIERS.items()},
   )
-  config.verifier.options.unlock()
   config.rollout = _section(
     pivots_per_step=16,  # B.
     group_size=8,  # G.

@@ -13,13 +13,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.train.clip_high = 0.28
     config.profile.group_size = 8
     # The paper's SWE reward is the tool alone.
-    config.verifier.options.enable_target_match = False
-    config.verifier.options.enable_argument_similarity = False
+    config.verifier.swe_pivot.enable_target_match = False
+    config.verifier.swe_pivot.enable_argument_similarity = False
     return config
   config.data.format = "world"
   config.data.max_prompt_tokens = 1024
   config.data.trajectories = config.data.trajectories or 100
   # In a file of five lines a nearly right edit is a wrong one.
-  config.verifier.options.edit_scope = "changed"
-  config.verifier.options.similarity_full_credit = 1.0
+  config.verifier.swe_pivot.edit_scope = "changed"
+  config.verifier.swe_pivot.similarity_full_credit = 1.0
   return config

@@ -7,5 +7,5 @@ from configs import common
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   config = common.base("tau", arg)
-  config.verifier.options.word_count_similarity_threshold = 0.1
+  config.verifier.single_step.word_count_similarity_threshold = 0.1
   return config

@@ -12,9 +12,11 @@ from configs import common
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   config = common.base("terminal", arg)
   config.verifier.name = "terminus_judge"
-  config.verifier.options.enable_string_similarity = True
-  config.verifier.options.string_similarity_threshold = 0.9
-  config.verifier.options.check_twice_swap = True
+  config.verifier.terminus_judge.enable_string_similarity = True
+  config.verifier.terminus_judge.string_similarity_threshold = 0.9
+  config.verifier.terminus_judge.check_twice_swap = True
   # A judge's word needs a judge: the paper's scale has one, at judge.url.
-  config.verifier.options.enable_llm_judge = common.parse_arg(arg)["paper"]
+  config.verifier.terminus_judge.enable_llm_judge = common.parse_arg(arg)[
+    "paper"
+  ]
   return config

@@ -76,15 +76,12 @@ def check(config: Any) -> None:
 
 
 def _check_verifier(config):
-  options = config.options.to_dict()
-  verify.check(config.name, options, config.setting)
-  asks = config.name == "terminus_judge" and options.get(
-    "enable_llm_judge", verify.VERIFIERS[config.name][1]["enable_llm_judge"]
-  )
-  if asks and not config.judge.url:
+  verify.check(config.name, {}, config.setting)
+  asks = config.terminus_judge.enable_llm_judge
+  if config.name == "terminus_judge" and asks and not config.judge.url:
     raise errors.InputError(
       "--config.verifier.judge.url: not given; expected an OpenAI-compatible"
-      " address, or --config.verifier.options.enable_llm_judge=False"
+      " address, or --config.verifier.terminus_judge.enable_llm_judge=False"
     )
 
 

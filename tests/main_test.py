@@ -48,6 +48,8 @@ def _one_line(done, *parts):
          ["data.path", "/nowhere", "exists"]),
         (["--config.model.path=/nowhere"], ["model.path", "/nowhere"]),
         (["--config.pivots.threshold=1.5"], ["threshold", "1.5"]),
+        (["--config.verifier.swe_pivot.similarty=1"], ["similarty"]),
+        (["--config.verifier.name=terminus_judge"], ["judge.url"]),
     ],
     ids=lambda x: x[0] if isinstance(x[0], str) else "",
 )  # fmt: skip

@@ -75,18 +75,16 @@ class Scorer:
   """The reward of a run: `config.verifier`, or exact match."""
 
   def __init__(self, config: Any, workdir: pathlib.Path):
-    """Raises InputError for options that the verifier does not have.
+    """The verifier and its judge, if it has one.
 
     Args:
       config: the run's.
       workdir: a judge's answers are kept in `workdir/judge`.
     """
     given = config.verifier
-    strict = config.reward == "strict"
-    self._name = "strict" if strict else given.name
-    self._options = {} if strict else given.options.to_dict()
+    self._name = "strict" if config.reward == "strict" else given.name
+    self._options = given[self._name].to_dict()
     self._setting = given.setting
-    verify.check(self._name, self._options, self._setting)
     self._judge, self._threads = None, 1
     if given.judge.url:
       self._threads = given.judge.concurrency

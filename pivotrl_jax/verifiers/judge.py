@@ -102,7 +102,7 @@ def ask(
   if judge is None:
     raise errors.InputError(
       "verifier: enable_llm_judge without a judge; expected"
-      " --config.verifier.judge.url, or --config.verifier.options.enable_llm_judge=False"
+      " --config.verifier.judge.url, or --config.verifier.terminus_judge.enable_llm_judge=False"
     )
   labels = config["judge_equal_label"], config["judge_not_equal_label"]
   orders = [(gold, candidate, "judge_parsing_failed")]

@@ -84,6 +84,6 @@ def check(name: str, config: Mapping[str, Any], setting: str) -> None:
   unknown = sorted(set(config) - set(VERIFIERS[name][1]))
   if unknown:
     raise errors.InputError(
-      f"verifier.options: {unknown[0]!r}; {name} has"
+      f"verifier {name}: option {unknown[0]!r}; expected some of"
       f" {sorted(VERIFIERS[name][1])}"
     )
