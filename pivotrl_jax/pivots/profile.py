@@ -120,9 +120,9 @@ def _too_long(config, turn):
   return {
     "id": turn.candidate.id,
     "reason": (
-      f"prompt of {len(turn.prompt)} tokens; data.max_prompt_tokens is"
-      f" {config.data.max_prompt_tokens}"
+      f"prompt over data.max_prompt_tokens={config.data.max_prompt_tokens}"
     ),
+    "tokens": len(turn.prompt),
   }
 
 
