@@ -4,7 +4,7 @@ Rows that share a prefix share its keys and values: `trees.build` finds the
 trunks, `prefill` runs each once, and a decode step reads a trunk's cache once
 for all its branches. Shapes are rounded up to a few buckets, so that a run
 compiles a handful of programs. Rows that stopped are dropped between chunks
-of steps once they are most of the batch.
+of steps once the others fit a quarter of the batch.
 """
 
 import dataclasses
@@ -332,12 +332,13 @@ def _filter(log_probs, top_k, top_p):
 def _compact(done):
   """Trunks `[B']` and their branches `[B', N']` that hold the live rows.
 
-  None unless that halves the batch. Free places repeat a finished row.
+  None unless that quarters the batch: every shape is a program to compile.
+  Free places repeat a finished row.
   """
   live = ~done
   size = _round_up(int(live.any(1).sum()))
   branches = _round_up(int(live.sum(1).max()))
-  if size * branches * 2 > done.size:
+  if size * branches * 4 > done.size:
     return None
   trunk_order = np.argsort(~live.any(1), kind="stable")[:size]
   branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]

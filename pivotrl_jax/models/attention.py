@@ -119,9 +119,7 @@ def attend_own(q, k, v, length):
   grouped = q.reshape(-1, k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
   scores = _product("nkgc,nksc->nkgs", grouped, k)
   scores = jnp.where(
-    jnp.arange(k.shape[2]) < length,
-    scores / math.sqrt(q.shape[-1]),
-    _MASKED,
+    jnp.arange(k.shape[2]) < length, scores * _scale(q), _MASKED
   )
   lse = jax.nn.logsumexp(scores, axis=-1)
   weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
@@ -209,7 +207,7 @@ def _blockwise_backward(blocks, saved, cotangents):
   v_pad = _pad(v, blocks_k * block_k, 2)
   d_out = d_out.astype(jnp.float32)
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
-  scale = 1.0 / math.sqrt(q.shape[-1])
+  scale = _scale(q)
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, _LEAST)
   parts = [
@@ -270,7 +268,12 @@ def _scores(grouped, k, ends, start):
   """Scaled scores `[B, K, M, S]`; `_MASKED` at keys past their end."""
   scores = _product("bkmc,bksc->bkms", grouped, k)
   seen = start + jnp.arange(k.shape[2]) < ends[..., None]
-  return jnp.where(seen, scores / math.sqrt(k.shape[-1]), _MASKED)
+  return jnp.where(seen, scores * _scale(k), _MASKED)
+
+
+def _scale(x):
+  """What scores are multiplied by: a division a score costs time."""
+  return 1.0 / math.sqrt(x.shape[-1])
 
 
 def _group(x, kv_heads):

@@ -72,6 +72,10 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         for group in groups
         if group.turn.candidate.id not in done
       )
+      logging.log_every_n_seconds(
+        logging.INFO, "profile: %d tokens sampled, up to %s", 30, tokens,
+        turns[-1].candidate.id,
+      )  # fmt: skip
     records.replace_skipped(workdir, "profile", skipped)
     _log(list(out.rows), time.monotonic() - started, tokens, prompt_tokens)
     out.finish()

@@ -52,6 +52,10 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
       batch_tokens=config.train.batch_tokens,
     )
     state, metrics, _ = step(state, batch)
+    if (index + 1) % config.train.log_every == 0:
+      logging.info(
+        "warm start: step %d loss %.3f", index + 1, float(metrics["loss"])
+      )
   logging.info(
       "warm start: %d steps on %d trajectories, loss %.3f",
       warm.steps, len(demonstrations), metrics["loss"],
