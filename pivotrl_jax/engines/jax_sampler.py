@@ -173,8 +173,8 @@ class JaxSampler:
     self.stats.padded_trunk_tokens += trunk.size
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
-    shape = (size, branches, c.num_key_value_heads, slots, c.head_dim)
-    dtype = self._model.dtype
+    shape = (size, branches, c.num_key_value_heads)
+    own = functools.partial(jnp.zeros, dtype=self._model.dtype)
     state = {
       "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
       "visible": jnp.array(attach - 1),
@@ -182,7 +182,7 @@ class JaxSampler:
       "length": jnp.zeros(rows.shape, jnp.int32),
       "keys": jnp.array(keys),
       "cache": tuple(
-        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        (own((*shape, c.head_dim, slots)), own((*shape, slots, c.head_dim)))
         for _ in range(c.num_hidden_layers)
       ),
     }

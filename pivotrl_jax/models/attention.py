@@ -32,21 +32,20 @@ _MASKED, _LEAST = -1e30, -1e29
 def rotary_tables(
   positions: jax.Array, width: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines `[..., 1, C/2]` of positions `[...]`, for `rotate`."""
+  """What `rotate` multiplies by, `[..., 1, 2, C/2]` of positions `[...]`."""
   half = width // 2
   inverse = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[..., None, None].astype(jnp.float32) * inverse
-  return jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  return jnp.stack([cos, cos], -2), jnp.stack([-sin, sin], -2)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Turns `x` `[..., H, C]` to its position, halves as in HF."""
   cos, sin = tables
-  left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
-    [left * cos - right * sin, right * cos + left * sin], axis=-1
-  )
-  return turned.astype(x.dtype)
+  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+  turned = halves * cos + jnp.flip(halves, -2) * sin
+  return turned.reshape(x.shape).astype(x.dtype)
 
 
 def merge(
@@ -112,14 +111,22 @@ def attend_trunk(q, k, v, limit):
 
 
 def attend_own(q, k, v, length):
-  """One query a branch over its own keys: `[B, N, H, C]` on `[B*N, K, S, C]`.
+  """One query a branch over its own keys.
 
-  Returns what `attend` does; `length`, a scalar, is the keys that are seen.
+  Args:
+    q: `[B, N, H, C]`.
+    k: `[B*N, K, C, S]`: as the product wants them, for they are read at every
+      step and written once.
+    v: `[B*N, K, S, C]`.
+    length: scalar, how many of the keys are seen.
+
+  Returns:
+    What `attend` does.
   """
   grouped = q.reshape(-1, k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
-  scores = _product("nkgc,nksc->nkgs", grouped, k)
+  scores = _product("nkgc,nkcs->nkgs", grouped, k)
   scores = jnp.where(
-    jnp.arange(k.shape[2]) < length, scores * _scale(q), _MASKED
+    jnp.arange(k.shape[3]) < length, scores * _scale(q), _MASKED
   )
   lse = jax.nn.logsumexp(scores, axis=-1)
   weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)

@@ -143,6 +143,30 @@ class TreeTest(parameterized.TestCase):
     np.testing.assert_allclose(want[2][order], got[2], atol=1e-5)
 
 
+class SwigluTest(absltest.TestCase):
+  def test_derivatives_are_those_of_silu_times_up(self):
+    # Gates from where the exponential overflows to where it is nothing.
+    primals = (
+      jnp.array([-200.0, -89.0, -20.0, -1.0, 0.0, 0.5, 20.0, 200.0]),
+      jnp.array([2.0, -1.0, 3.0, 0.5, -2.0, 1.5, -0.3, 0.7]),
+    )
+    tangents = (jnp.arange(8.0) - 3.0, jnp.arange(8.0)[::-1] + 1.0)
+
+    def plain(gate, up):
+      return nn.silu(gate) * up
+
+    chex.assert_trees_all_close(
+      jax.jvp(qwen3._swiglu, primals, tangents),
+      jax.jvp(plain, primals, tangents),
+      rtol=1e-5,
+    )
+    chex.assert_trees_all_close(
+      jax.vjp(qwen3._swiglu, *primals)[1](tangents[0]),
+      jax.vjp(plain, *primals)[1](tangents[0]),
+      rtol=1e-5,
+    )
+
+
 class AttentionTest(parameterized.TestCase):
   @parameterized.parameters((8, 8), (16, 5), (53, 53))
   def test_blockwise_is_dense(self, *blocks):
@@ -194,7 +218,7 @@ class AttentionTest(parameterized.TestCase):
     keys = jax.random.split(jax.random.key(2), 3)
     q = jax.random.normal(keys[0], (2, 3, 4, 8))
     k, v = (jax.random.normal(key, (6, 2, 7, 8)) for key in keys[1:])
-    out, lse = attention.attend_own(q, k, v, 5)
+    out, lse = attention.attend_own(q, jnp.swapaxes(k, 2, 3), v, 5)
     want = attention.dense(q.reshape(6, 1, 4, 8), k, v, jnp.full((6, 1), 5))
     chex.assert_trees_all_close(
       (out.reshape(6, 1, 4, 8), lse.reshape(6, 1, 4)), want, atol=1e-6
