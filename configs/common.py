@@ -80,6 +80,7 @@ def _embedded(domain):
   config.model = _section(
     path="",  # Hugging Face directory; "" = the mini policy.
     dtype="float32",  # Of activations: float32 | bfloat16.
+    attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
     remat=False,  # Recompute layers in the backward pass.
   )
   config.engine = _section(

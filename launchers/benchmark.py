@@ -35,6 +35,7 @@ from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.losses import grpo
+from pivotrl_jax.models import attention
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
@@ -48,6 +49,7 @@ _SHAPE = flags.DEFINE_list(
 _JSON = flags.DEFINE_string("json", "", "Where a row's figures go.")
 _MODEL = flags.DEFINE_enum("model", "5m", ["5m", "1024", "0.6b"], "Shape.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", attention.BODIES, "")
 _STEPS = flags.DEFINE_integer("steps", 5, "Measured steps after the warm-up.")
 _PEERS = flags.DEFINE_list("peers", [], "Peers to run: trl, hf, tunix.")
 _PEER_PYTHON = flags.DEFINE_string(
@@ -281,13 +283,17 @@ def matmul_peak(size: int = 2048) -> float:
 
 
 def _engine(config, width):
-  engine = jax_sampler.JaxSampler(config, dtype=_DTYPE.value, chunk=width)
+  engine = jax_sampler.JaxSampler(
+    config, dtype=_DTYPE.value, attention=_ATTENTION.value, chunk=width
+  )
   params = nn.unbox(qwen3.init_params(config, jax.random.key(0)))
   return engine, jax.tree.map(lambda x: x.astype(_DTYPE.value), params)
 
 
 def _loss_fn(config):
-  model = qwen3.Qwen3(config, dtype=_DTYPE.value)
+  model = qwen3.Qwen3(
+    config, dtype=_DTYPE.value, attention=_ATTENTION.value
+  )
   return functools.partial(
     step_lib.grpo_loss,
     log_probs_fn=functools.partial(step_lib.policy_log_probs, model, chunk=512),

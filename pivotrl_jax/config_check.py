@@ -3,8 +3,11 @@
 import pathlib
 from typing import Any
 
+import jax
+
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.models import attention
 from pivotrl_jax.verifiers import verify
 
 _CHOICES = {
@@ -14,6 +17,7 @@ _CHOICES = {
   "reward": ("functional", "strict"),
   "optimizer": ("adam",),
   "model.dtype": ("float32", "bfloat16"),
+  "model.attention": attention.BODIES,
   "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
   "train.kl": ("k1", "k2", "k3"),
   "train.loss_norm": ("token", "sequence", "constant"),
@@ -71,8 +75,21 @@ def check(config: Any) -> None:
       "--config.rollout.temperature: 0; expected above 0, as groups of"
       " equal actions have no variance"
     )
+  _check_attention(config.model)
   _check_verifier(config.verifier)
   _check_paths(config)
+
+
+def _check_attention(config):
+  backend = jax.default_backend()
+  if config.attention == "cudnn" and (backend, config.dtype) != (
+    "gpu",
+    "bfloat16",
+  ):
+    raise errors.InputError(
+      f"--config.model.attention: cudnn, on {backend} in {config.dtype};"
+      " expected a GPU and --config.model.dtype=bfloat16"
+    )
 
 
 def _check_verifier(config):

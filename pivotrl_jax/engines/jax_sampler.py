@@ -39,6 +39,7 @@ class JaxSampler:
   Args:
     config: shape of the policy.
     dtype: of activations.
+    attention: what computes it, one of `attention.BODIES`.
     batch_tokens: most trunk tokens of a batch, padding included.
     batch_rows: most branches of a batch, padding included.
     chunk: decode steps between two looks at which rows are done.
@@ -49,12 +50,13 @@ class JaxSampler:
     config: qwen3.Config,
     *,
     dtype: Any = jnp.float32,
+    attention: str = "auto",
     batch_tokens: int = 65536,
     batch_rows: int = 512,
     chunk: int = 16,
   ):
     self._config = config
-    self._model = qwen3.Qwen3(config, dtype=dtype)
+    self._model = qwen3.Qwen3(config, dtype=dtype, attention=attention)
     self._batch_tokens = batch_tokens
     self._batch_rows = batch_rows
     self._chunk = chunk

@@ -77,6 +77,7 @@ def engine(policy: Policy, config: Any) -> jax_sampler.JaxSampler:
   sampler = jax_sampler.JaxSampler(
     policy.config,
     dtype=jnp.dtype(config.model.dtype),
+    attention=config.model.attention,
     batch_tokens=config.engine.batch_tokens,
     batch_rows=config.engine.batch_rows,
   )

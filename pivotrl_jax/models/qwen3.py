@@ -17,6 +17,7 @@ Three ways through the same layers:
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -179,7 +180,7 @@ class Layer(nn.Module):
 
   config: Config
   dtype: Any
-  dense: bool  # Plain attention: differentiable in forward mode too.
+  attention: str  # One of `attention.BODIES`.
 
   def setup(self):
     c = self.config
@@ -190,20 +191,17 @@ class Layer(nn.Module):
     )
     self.mlp = MLP(c, self.dtype, name="mlp")
 
-  def _attend(self, q, k, v, limit):
-    return (attention.dense if self.dense else attention.attend)(q, k, v, limit)
-
   def _finish(self, x, heads):
     x = x + self.self_attn.output(heads)
     return x + self.mlp(self.post_attention_layernorm(x))
 
-  def trunk(self, x, rope, limit, *, last):
+  def trunk(self, x, rope, length, *, last):
     """The trunk's next hidden states (None of the last layer) and its KV.
 
     Args:
       x: `[B, T, D]`.
       rope: rotary tables of `T` positions.
-      limit: `[B, T]` of `attention.attend`.
+      length: `[B]` tokens that are not padding.
       last: whether this is the last layer.
     """
     normed = self.input_layernorm(x)
@@ -211,7 +209,7 @@ class Layer(nn.Module):
     if last:
       return None, kv
     q = self.self_attn.query(normed, rope)
-    heads, _ = self._attend(q, *kv, limit)
+    heads = attention.attend_self(q, *kv, length, body=self.attention)
     return self._finish(x, heads), kv
 
   def branches(self, x, rope, trunk_kv, visible):
@@ -221,8 +219,9 @@ class Layer(nn.Module):
     q = self.self_attn.query(normed, rope)
     k, v = self.self_attn.key_value(normed, rope)
     limit = jnp.broadcast_to(visible[..., None], (b, n, a)).reshape(b, n * a)
-    past = self._attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
-    own = self._attend(
+    attend = functools.partial(attention.attend, body=self.attention)
+    past = attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
+    own = attend(
       q.reshape(b * n, a, *q.shape[3:]),
       k.reshape(b * n, *k.shape[2:]),
       v.reshape(b * n, *v.shape[2:]),
@@ -234,8 +233,7 @@ class Layer(nn.Module):
 
   def both(self, trunk, branch, ropes, visible, last):
     """One layer of `Qwen3.__call__`."""
-    limit = _causal(trunk, visible.max(1))
-    trunk, kv = self.trunk(trunk, ropes[0], limit, last=last)
+    trunk, kv = self.trunk(trunk, ropes[0], visible.max(1), last=last)
     return trunk, self.branches(branch, ropes[1], kv, visible)
 
   def decode(self, x, rope, trunk_kv, visible, cache, step):
@@ -264,7 +262,7 @@ class Layer(nn.Module):
       put(cache[0], jnp.swapaxes(new_k, 2, 3), step, 3),
       put(cache[1], new_v, step, 2),
     )
-    past = attention.attend_trunk(q, *trunk_kv, visible)
+    past = attention.attend_trunk(q, *trunk_kv, visible, body=self.attention)
     own = attention.attend_own(q, *cache, step + 1)
     return self._finish(x, attention.merge(past, own)), cache
 
@@ -276,13 +274,14 @@ class Qwen3(nn.Module):
     config: its shape.
     dtype: of activations; parameters stay as they are stored.
     remat: recompute each layer in the backward pass.
-    dense: plain attention everywhere (short sequences, forward mode).
+    attention: what computes it, one of `attention.BODIES`; `dense` is
+      differentiable in forward mode too.
   """
 
   config: Config
   dtype: Any = jnp.float32
   remat: bool = False
-  dense: bool = False
+  attention: str = "auto"
 
   def setup(self):
     c = self.config
@@ -299,7 +298,7 @@ class Qwen3(nn.Module):
     if self.remat:
       layer = nn.remat(Layer, methods=["both"], static_argnums=(5,))
     self.layers = [
-      layer(c, self.dtype, self.dense, name=f"layers_{i}")
+      layer(c, self.dtype, self.attention, name=f"layers_{i}")
       for i in range(c.num_hidden_layers)
     ]
     self.norm = RMSNorm(c.rms_norm_eps, name="norm")
@@ -340,9 +339,8 @@ class Qwen3(nn.Module):
     """
     x, caches = self.embed_tokens(trunk), []
     rope = self._rope(jnp.arange(trunk.shape[1]))
-    limit = _causal(x, length)
     for i, layer in enumerate(self.layers):
-      x, kv = layer.trunk(x, rope, limit, last=i == len(self.layers) - 1)
+      x, kv = layer.trunk(x, rope, length, last=i == len(self.layers) - 1)
       caches.append(kv)
     return tuple(caches)
 
@@ -359,12 +357,6 @@ class Qwen3(nn.Module):
     """Rotary tables, once for all layers: on CPU a sine costs a product."""
     c = self.config
     return attention.rotary_tables(positions, c.head_dim, c.rope_theta)
-
-
-def _causal(x, length):
-  """Limits `[B, T]` of a trunk: up to itself, nothing from `length` on."""
-  place = jnp.arange(x.shape[1])
-  return jnp.where(place < length[:, None], place + 1, 0)
 
 
 def unembedding(params: Any, config: Config) -> jax.Array:

@@ -171,6 +171,7 @@ def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
       shape,
       dtype=jnp.dtype(config.model.dtype),
       remat=config.model.remat,
+      attention=config.model.attention,
     ),
     chunk=config.train.logits_chunk,
     temperature=temperature,

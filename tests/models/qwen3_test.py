@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pivotrl_jax.data import batches
-from pivotrl_jax.models import attention
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import step as step_lib
@@ -165,77 +164,6 @@ class SwigluTest(absltest.TestCase):
       jax.vjp(plain, *primals)[1](tangents[0]),
       rtol=1e-5,
     )
-
-
-class AttentionTest(parameterized.TestCase):
-  @parameterized.parameters((8, 8), (16, 5), (53, 53))
-  def test_blockwise_is_dense(self, *blocks):
-    keys = jax.random.split(jax.random.key(0), 4)
-    q = jax.random.normal(keys[0], (2, 37, 4, 8))
-    k, v = (jax.random.normal(key, (2, 2, 53, 8)) for key in keys[1:3])
-    limit = jax.random.randint(keys[3], (2, 37), 0, 54)
-    limit = limit.at[0, 0].set(0).at[1, 1].set(53)
-
-    def scalar(attend):
-      def f(q, k, v):
-        out, lse = attend(q, k, v, limit)
-        seen = jnp.where(limit[..., None] > 0, lse, 0.0)
-        return (jnp.sin(out).sum() + 0.3 * seen.sum()), out
-
-      return jax.value_and_grad(f, (0, 1, 2), has_aux=True)(q, k, v)
-
-    chex.assert_trees_all_close(
-      scalar(attention.dense),
-      scalar(lambda *args: attention.blockwise(*args, blocks)),
-      atol=2e-5,
-      rtol=1e-5,
-    )
-
-  def test_golden(self):
-    q = jnp.ones((1, 1, 1, 4))
-    k = jnp.ones((1, 1, 3, 4))
-    v = jnp.array([1.0, 3.0, 5.0])[:, None] * k
-    # Two equal keys are visible: the mean of their values, 2.
-    out, lse = attention.dense(q, k, v, jnp.array([[2]]))
-    np.testing.assert_allclose(out, np.full((1, 1, 1, 4), 2.0), atol=1e-6)
-    # Both scores are 4 / sqrt(4) = 2; log-sum-exp = 2 + log 2.
-    np.testing.assert_allclose(lse, [[[2 + np.log(2)]]], atol=1e-6)
-
-  @parameterized.parameters((512, 900), (513, 900), (700, 1024))
-  def test_one_query_a_branch_is_dense(self, first_half, second_half):
-    keys = jax.random.split(jax.random.key(3), 3)
-    q = jax.random.normal(keys[0], (2, 32, 4, 8))
-    k, v = (jax.random.normal(key, (2, 2, 1024, 8)) for key in keys[1:])
-    limit = jnp.where(jnp.arange(32) < 16, first_half, second_half)
-    limit = jnp.stack([limit, limit - 5])
-    chex.assert_trees_all_close(
-      jax.jit(attention.attend_trunk)(q, k, v, limit),
-      attention.dense(q, k, v, limit),
-      atol=1e-5,
-    )
-
-  def test_one_query_over_its_own_keys_is_dense(self):
-    keys = jax.random.split(jax.random.key(2), 3)
-    q = jax.random.normal(keys[0], (2, 3, 4, 8))
-    k, v = (jax.random.normal(key, (6, 2, 7, 8)) for key in keys[1:])
-    out, lse = attention.attend_own(q, jnp.swapaxes(k, 2, 3), v, 5)
-    want = attention.dense(q.reshape(6, 1, 4, 8), k, v, jnp.full((6, 1), 5))
-    chex.assert_trees_all_close(
-      (out.reshape(6, 1, 4, 8), lse.reshape(6, 1, 4)), want, atol=1e-6
-    )
-
-  def test_merge_is_attention_over_the_union(self):
-    keys = jax.random.split(jax.random.key(1), 3)
-    q = jax.random.normal(keys[0], (1, 5, 2, 8))
-    k, v = (jax.random.normal(key, (1, 2, 9, 8)) for key in keys[1:])
-    all_keys = jnp.full((1, 5), 9)
-    want, _ = attention.dense(q, k, v, all_keys)
-    got = attention.merge(
-      attention.dense(q, k[:, :, :4], v[:, :, :4], jnp.full((1, 5), 4)),
-      attention.dense(q, k[:, :, 4:], v[:, :, 4:], jnp.full((1, 5), 5)),
-    )
-    np.testing.assert_allclose(got, want, atol=1e-6)
-
 
 if __name__ == "__main__":
   absltest.main()

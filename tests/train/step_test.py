@@ -33,12 +33,14 @@ def _rows(advantages):
   )
 
 
-def _setup(**options):
+def _setup(attention="auto", **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   tx = optax.sgd(0.1)
   params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
   log_probs = functools.partial(
-    step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+    step_lib.policy_log_probs,
+    qwen3.Qwen3(TINY, attention=attention),
+    chunk=16,
   )
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
@@ -80,9 +82,10 @@ def test_accumulated(reference, layout):
   chex.assert_trees_all_close(got, reference, atol=1e-6)
 
 
-def test_pmap(reference):
+@pytest.mark.parametrize("attention", ["auto", "pallas"])
+def test_pmap(reference, attention):
   assert jax.device_count() == 8
-  state, step = _setup()
+  state, step = _setup(attention)
   batch, places = batches.pack(_rows(ADVANTAGES), multiple_of=8)
   out = parallel.pmapped(step)(state, batch)
   chex.assert_trees_all_close(_result(out), reference, atol=1e-6)
@@ -95,9 +98,10 @@ def test_pmap(reference):
   )
 
 
+@pytest.mark.parametrize("attention", ["auto", "pallas"])
 @pytest.mark.parametrize("model_parallel", [1, 2])
-def test_sharded(reference, model_parallel):
-  state, step = _setup()
+def test_sharded(reference, model_parallel, attention):
+  state, step = _setup(attention)
   batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
   run, state = parallel.sharded(
     step, state, TINY, parallel.mesh(model_parallel)
@@ -105,6 +109,15 @@ def test_sharded(reference, model_parallel):
   kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
   assert not kernel.sharding.is_fully_replicated
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["dense", "pallas"])
+def test_whatever_computes_attention(reference, attention):
+  state, step = _setup(attention)
+  batch, _ = batches.pack(_rows(ADVANTAGES))
+  chex.assert_trees_all_close(
+    _result(jax.jit(step)(state, batch)), reference, atol=1e-6
+  )
 
 
 def test_zero_advantages_move_nothing():

@@ -1,0 +1,295 @@
+"""`attention.attend` as Pallas kernels, in Triton, for GPUs.
+
+Scores live in registers only, in both passes (FlashAttention-2, Dao 2023), and
+a block of keys that no query of a block sees is not read. On CPU the kernels
+run interpreted, for the tests.
+"""
+
+import functools
+
+import jax
+from jax.experimental import custom_partitioning
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pivotrl_jax.models import attention_xla as xla
+from pivotrl_jax.models.attention_xla import LEAST
+from pivotrl_jax.models.attention_xla import MASKED
+
+_ROWS, _KEYS = 64, 64  # Queries and keys of a block; powers of two.
+_SPLIT = 512  # Keys that a decoding program reads: enough programs for a GPU.
+
+
+@jax.custom_vjp
+def attend(q, k, v, limit):
+  """See `attention.attend`: same arguments, shapes and meaning."""
+  return _attend_forward(q, k, v, limit)[0]
+
+
+def decode(q, k, v, limit):
+  """`attend` for few queries on many keys, without a derivative.
+
+  The keys are cut into parts, as further heads, so that there is work for the
+  whole device; the parts are joined by their log-sum-exps.
+  """
+  b, heads, keys, width = k.shape
+  size = min(_SPLIT, keys)
+  parts = -(-keys // size)
+  grouped, ends = (
+    jnp.repeat(x, parts, axis=1)
+    for x in (xla.group(q, heads), _ends(q, k, limit))
+  )
+  before = size * jnp.tile(jnp.arange(parts), heads)[:, None]
+  ends = jnp.minimum(ends - before, size)
+  k, v = (
+    _pad(x, 2, parts * size).reshape(b, heads * parts, size, width)
+    for x in (k, v)
+  )
+  out, lse = _forward(grouped, k, v, ends)
+  lse = lse.reshape(b, heads, parts, -1)
+  total = jax.nn.logsumexp(lse, axis=2)
+  share = jnp.exp(lse - total[:, :, None])[..., None]
+  out = (share * out.reshape(b, heads, parts, -1, width)).sum(2)
+  return (
+    xla.ungroup(out, q.shape).astype(q.dtype),
+    xla.ungroup(total, q.shape[:3]),
+  )
+
+
+def _attend_forward(q, k, v, limit):
+  grouped = xla.group(q, k.shape[1])
+  ends = _ends(q, k, limit)
+  out, lse = _forward(grouped, k, v, ends)
+  result = (
+    xla.ungroup(out.astype(q.dtype), q.shape),
+    xla.ungroup(lse, q.shape[:3]),
+  )
+  return result, (grouped, k, v, ends, out, lse)
+
+
+def _attend_backward(saved, cotangents):
+  grouped, k, v, ends, out, lse = saved
+  shape = cotangents[0].shape
+  d_out, d_lse = (xla.group(x, k.shape[1]) for x in cotangents)
+  d_q, d_k, d_v = _backward(grouped, k, v, ends, out, lse, d_out, d_lse)
+  return xla.ungroup(d_q, shape), d_k, d_v, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _partitioned(rule):
+  """Lets a sharded jit run a function of `[B, K, ...]` on parts of B and K.
+
+  Else XLA, which does not look into a kernel, would gather its arguments.
+  """
+
+  def wrap(function):
+    def partition(mesh, arguments, results):
+      spec = (*arguments[0].sharding.spec, None, None)
+      part = NamedSharding(mesh, PartitionSpec(*spec[:2]))
+      return mesh, function, *((part,) * len(x) for x in (results, arguments))
+
+    run = custom_partitioning.custom_partitioning(function)
+    run.def_partition(
+      partition,
+      sharding_rule=rule,
+      need_replication_factors=("m", "c", "s"),  # As they appear.
+    )
+    return run
+
+  return wrap
+
+
+@_partitioned("b k m c, b k s c, b k s c, b k m -> b k m c, b k m")
+def _forward(q, k, v, ends):
+  """Outputs `[B, K, M, C]` (float32) and log-sum-exps `[B, K, M]`.
+
+  Args:
+    q: `[B, K, M, C]`.
+    k, v: `[B, K, S, C]`.
+    ends: `[B, K, M]` keys that each query sees, from the first on.
+  """
+  size = q.shape[2]
+  rows, q, ends, k, v = _padded(q, ends, k, v)
+  out, lse = _call(
+    _forward_kernel,
+    grid=(q.shape[0], q.shape[1], q.shape[2] // rows),
+    inputs=[(q, rows), (k, None), (v, None), (ends[..., None], rows)],
+    outputs=[
+      (q.shape, jnp.float32, rows),
+      ((*q.shape[:3], 1), jnp.float32, rows),
+    ],
+  )
+  return out[:, :, :size], lse[:, :, :size, 0]
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, ends_ref, out_ref, lse_ref):
+  q, ends = q_ref[...], ends_ref[...]
+  shape = (q.shape[0], 1)
+
+  def body(i, carry):
+    top, total, out = carry
+    at = pl.ds(i * _KEYS, _KEYS)
+    scores = _scores(q, k_ref[at, :], ends, i * _KEYS)
+    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - new_top)
+    decay = jnp.exp(top - new_top)
+    total = total * decay + weights.sum(-1, keepdims=True)
+    out = out * decay + _dot(weights.astype(v_ref.dtype), v_ref[at, :])
+    return new_top, total, out
+
+  top, total, out = jax.lax.fori_loop(
+    0,
+    _blocks_seen(ends),
+    body,
+    (
+      jnp.full(shape, LEAST, jnp.float32),
+      jnp.zeros(shape, jnp.float32),
+      jnp.zeros(q.shape, jnp.float32),
+    ),
+  )
+  safe = jnp.where(total > 0, total, 1.0)
+  out_ref[...] = out / safe
+  lse_ref[...] = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+
+
+@_partitioned(
+  "b k m c, b k s c, b k s c, b k m, b k m c, b k m, b k m c, b k m"
+  " -> b k m c, b k s c, b k s c"
+)
+def _backward(q, k, v, ends, out, lse, d_out, d_lse):
+  """Gradients of q, k and v, from `_forward`'s arguments and results."""
+  size, keys = q.shape[2], k.shape[2]
+  delta = (d_out.astype(jnp.float32) * out).sum(-1) - d_lse
+  # A query that sees nothing: far under 0, its masked scores weigh nothing.
+  lse = jnp.maximum(lse, LEAST)
+  rows, q, ends, k, v = _padded(q, ends, k, v)
+  d_out = _pad(d_out.astype(v.dtype), 2, q.shape[2])
+  lse, delta = (_pad(x, 2, q.shape[2])[..., None] for x in (lse, delta))
+  ends = ends[..., None]
+  b, heads, _, width = q.shape
+  (d_q,) = _call(
+    _query_kernel,
+    grid=(b, heads, q.shape[2] // rows),
+    inputs=[
+      (q, rows), (k, None), (v, None), (ends, rows), (lse, rows),
+      (delta, rows), (d_out, rows),
+    ],
+    outputs=[(q.shape, q.dtype, rows)],
+  )  # fmt: skip
+  d_k, d_v = _call(
+    functools.partial(_key_kernel, rows),
+    grid=(b, heads, k.shape[2] // _KEYS),
+    inputs=[
+      (q, None), (k, _KEYS), (v, _KEYS), (ends, None), (lse, None),
+      (delta, None), (d_out, None),
+    ],
+    outputs=[(k.shape, k.dtype, _KEYS), (v.shape, v.dtype, _KEYS)],
+  )  # fmt: skip
+  return d_q[:, :, :size], d_k[:, :, :keys], d_v[:, :, :keys]
+
+
+def _query_kernel(
+  q_ref, k_ref, v_ref, ends_ref, lse_ref, delta_ref, d_out_ref, d_q_ref
+):
+  q, ends, lse = q_ref[...], ends_ref[...], lse_ref[...]
+  delta, d_out = delta_ref[...], d_out_ref[...]
+
+  def body(i, d_q):
+    at = pl.ds(i * _KEYS, _KEYS)
+    k = k_ref[at, :]
+    weights = jnp.exp(_scores(q, k, ends, i * _KEYS) - lse)
+    d_scores = weights * (_dot(d_out, v_ref[at, :].T) - delta)
+    return d_q + _dot(d_scores.astype(k.dtype), k)
+
+  d_q = jax.lax.fori_loop(
+    0, _blocks_seen(ends), body, jnp.zeros(q.shape, jnp.float32)
+  )
+  d_q_ref[...] = (d_q * xla.scale(q)).astype(d_q_ref.dtype)
+
+
+def _key_kernel(
+  rows, q_ref, k_ref, v_ref, ends_ref, lse_ref, delta_ref, d_out_ref,
+  d_k_ref, d_v_ref,
+):  # fmt: skip
+  k, v = k_ref[...], v_ref[...]
+  start = pl.program_id(2) * _KEYS
+
+  def body(i, carry):
+    at = pl.ds(i * rows, rows)
+    ends = ends_ref[at, :]
+
+    def seen(d_k, d_v):
+      q, d_out = q_ref[at, :], d_out_ref[at, :]
+      weights = jnp.exp(_scores(q, k, ends, start) - lse_ref[at, :])
+      d_scores = weights * (_dot(d_out, v.T) - delta_ref[at, :])
+      d_k += _dot(d_scores.astype(q.dtype).T, q)
+      return d_k, d_v + _dot(weights.astype(d_out.dtype).T, d_out)
+
+    return jax.lax.cond(
+      jnp.max(ends) > start, seen, lambda *same: same, *carry
+    )
+
+  zeros = jnp.zeros(k.shape, jnp.float32)
+  d_k, d_v = jax.lax.fori_loop(0, q_ref.shape[0] // rows, body, (zeros, zeros))
+  d_k_ref[...] = (d_k * xla.scale(k)).astype(d_k_ref.dtype)
+  d_v_ref[...] = d_v.astype(d_v_ref.dtype)
+
+
+def _call(kernel, *, grid, inputs, outputs):
+  """A kernel over `[B, K, _, _]` arrays: blocks of axis 2, or all of it."""
+
+  def spec(shape, block):
+    return pl.BlockSpec(
+      (None, None, block or shape[2], shape[3]),
+      lambda b, k, i: (b, k, i if block else 0, 0),
+    )
+
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    in_specs=[spec(x.shape, block) for x, block in inputs],
+    out_specs=[spec(shape, block) for shape, _, block in outputs],
+    out_shape=[jax.ShapeDtypeStruct(s, dtype) for s, dtype, _ in outputs],
+    compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+    interpret=jax.default_backend() == "cpu",
+  )(*(x for x, _ in inputs))
+
+
+def _scores(q, k, ends, start):
+  """Scaled scores of a block, `MASKED` at keys past their end."""
+  place = start + jax.lax.broadcasted_iota(
+    jnp.int32, (q.shape[0], k.shape[0]), 1
+  )
+  scores = _dot(q, k.T) * xla.scale(q)
+  return jnp.where(place < ends, scores, MASKED)
+
+
+def _dot(x, y):
+  return jnp.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def _ends(q, k, limit):
+  """Limits `[B, Q]` as those of the grouped queries, `[B, K, M]`."""
+  return jnp.repeat(xla.group_limits(q, k, limit), k.shape[1], axis=1)
+
+
+def _blocks_seen(ends):
+  return (jnp.max(ends) + _KEYS - 1) // _KEYS
+
+
+def _padded(q, ends, k, v):
+  """Rows of a block, and the arrays padded to whole blocks."""
+  rows = min(_ROWS, max(16, pl.next_power_of_2(q.shape[2])))
+  q, ends = (_pad(x, 2, -(-x.shape[2] // rows) * rows) for x in (q, ends))
+  k, v = (_pad(x, 2, -(-x.shape[2] // _KEYS) * _KEYS) for x in (k, v))
+  return rows, q, ends, k, v
+
+
+def _pad(x, axis, size):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, widths)

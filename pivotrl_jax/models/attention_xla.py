@@ -1,0 +1,244 @@
+"""`attention.attend` in plain JAX, for every backend: two bodies.
+
+- `dense` forms all scores at once: decoding, where a query is one token, and
+  forward-mode derivatives; the reference of the tests;
+- `blockwise` walks blocks of keys with an online softmax, keeps no scores for
+  the backward pass and skips the blocks that no query can see.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+_CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
+# Of keys that are not seen, and the least maximum of a row: finite, so that
+# differences never make a NaN, and so far apart that exp gives exactly 0.
+MASKED, LEAST = -1e30, -1e29
+
+
+def dense(q, k, v, limit):
+  """`attend` with all scores `[B, K, Q*H/K, S]` formed at once."""
+  grouped, ends = group(q, k.shape[1]), group_limits(q, k, limit)
+  scores = _scores(grouped, k, ends, 0)
+  top = jnp.maximum(jax.lax.stop_gradient(scores.max(-1)), LEAST)
+  weights = jnp.exp(scores - top[..., None])
+  total = weights.sum(-1)
+  safe = jnp.where(total > 0, total, 1.0)
+  out = product("bkms,bksc->bkmc", weights.astype(v.dtype), v)
+  lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+  return (
+    ungroup(out / safe[..., None], q.shape).astype(q.dtype),
+    ungroup(lse, q.shape[:3]),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def blockwise(q, k, v, limit, blocks=None):
+  """`attend` by blocks with an online softmax; scores are recomputed.
+
+  `blocks` are the most queries and keys of one; by default what fits the
+  caches of the backend.
+  """
+  return _blockwise_forward(q, k, v, limit, blocks)[0]
+
+
+def _blockwise_forward(q, k, v, limit, blocks):
+  size = q.shape[1]
+  blocks = blocks or _fitting_blocks(q)
+  blocks_q, block_q = _blocks(size, blocks[0])
+  blocks_k, block_k = _blocks(k.shape[2], blocks[1])
+  k_pad = _pad(k, blocks_k * block_k, 2)
+  v_pad = _pad(v, blocks_k * block_k, 2)
+  parts = _split(_pad(q, blocks_q * block_q, 1), blocks_q)
+  limits = _split(_pad(limit, blocks_q * block_q, 1), blocks_q)
+
+  def one(part):
+    queries, limit_i = part
+    grouped, ends = group(queries, k.shape[1]), group_limits(queries, k, limit_i)
+
+    def body(i, carry):
+      top, total, out = carry
+      start = i * block_k
+      scores = _scores(grouped, _block(k_pad, start, block_k), ends, start)
+      new_top = jnp.maximum(top, scores.max(-1))
+      weights = jnp.exp(scores - new_top[..., None])
+      decay = jnp.exp(top - new_top)
+      out = out * decay[..., None] + product(
+          "bkms,bksc->bkmc", weights.astype(v.dtype),
+          _block(v_pad, start, block_k),
+      )  # fmt: skip
+      return new_top, total * decay + weights.sum(-1), out
+
+    shape = grouped.shape[:-1]
+    top, total, out = _each_block(
+      blocks_k,
+      limit_i,
+      block_k,
+      body,
+      (
+        jnp.full(shape, LEAST, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(grouped.shape, jnp.float32),
+      ),
+    )
+    safe = jnp.where(total > 0, total, 1.0)
+    out = (out / safe[..., None]).astype(q.dtype)
+    lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+    return ungroup(out, queries.shape), ungroup(lse, queries.shape[:3])
+
+  out, lse = jax.lax.map(one, (parts, limits))
+  out, lse = _join(out)[:, :size], _join(lse)[:, :size]
+  return (out, lse), (q, k, v, limit, out, lse)
+
+
+def _blockwise_backward(blocks, saved, cotangents):
+  q, k, v, limit, out, lse = saved
+  d_out, d_lse = cotangents
+  size, keys = q.shape[1], k.shape[2]
+  blocks = blocks or _fitting_blocks(q)
+  blocks_q, block_q = _blocks(size, blocks[0])
+  blocks_k, block_k = _blocks(keys, blocks[1])
+  k_pad = _pad(k, blocks_k * block_k, 2)
+  v_pad = _pad(v, blocks_k * block_k, 2)
+  d_out = d_out.astype(jnp.float32)
+  delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
+  factor = scale(q)
+  # A query that sees nothing: far under 0, its masked scores weigh nothing.
+  lse = jnp.maximum(lse, LEAST)
+  parts = [
+    _split(_pad(x, blocks_q * block_q, 1), blocks_q)
+    for x in (q, limit, lse, delta, d_out)
+  ]
+
+  def one(carry, part):
+    queries, limit_i, *rest = part
+    grouped, ends = group(queries, k.shape[1]), group_limits(queries, k, limit_i)
+    lse_g, delta_g, d_out_g = (group(x, k.shape[1]) for x in rest)
+    d_out_g = d_out_g.astype(v.dtype)
+
+    def body(i, inner):
+      d_q, d_k, d_v = inner
+      start = i * block_k
+      keys_i = _block(k_pad, start, block_k)
+      scores = _scores(grouped, keys_i, ends, start)
+      weights = jnp.exp(scores - lse_g[..., None])
+      d_weights = product(
+        "bkmc,bksc->bkms", d_out_g, _block(v_pad, start, block_k)
+      )
+      d_scores = weights * (d_weights - delta_g[..., None]) * factor
+      d_scores = d_scores.astype(k.dtype)
+      weights = weights.astype(v.dtype)
+      d_q += product("bkms,bksc->bkmc", d_scores, keys_i)
+      d_k = _add(d_k, product("bkms,bkmc->bksc", d_scores, grouped), start)
+      d_v = _add(d_v, product("bkms,bkmc->bksc", weights, d_out_g), start)
+      return d_q, d_k, d_v
+
+    d_q, d_k, d_v = _each_block(
+      blocks_k,
+      limit_i,
+      block_k,
+      body,
+      (jnp.zeros(grouped.shape, jnp.float32), *carry),
+    )
+    return (d_k, d_v), ungroup(d_q, queries.shape)
+
+  zeros = jnp.zeros(k_pad.shape, jnp.float32)
+  (d_k, d_v), d_q = jax.lax.scan(one, (zeros, zeros), tuple(parts))
+  return (
+    _join(d_q)[:, :size].astype(q.dtype),
+    d_k[:, :, :keys].astype(k.dtype),
+    d_v[:, :, :keys].astype(v.dtype),
+    None,
+  )
+
+
+blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def product(spec, x, y):
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _scores(grouped, k, ends, start):
+  """Scaled scores `[B, K, M, S]`; `MASKED` at keys past their end."""
+  scores = product("bkmc,bksc->bkms", grouped, k)
+  seen = start + jnp.arange(k.shape[2]) < ends[..., None]
+  return jnp.where(seen, scores * scale(k), MASKED)
+
+
+def scale(x):
+  """What scores are multiplied by: a division a score costs time."""
+  return 1.0 / math.sqrt(x.shape[-1])
+
+
+def group(x, kv_heads):
+  """`[B, Q, H, ...]` to `[B, K, Q * H/K, ...]`."""
+  b, n, heads = x.shape[:3]
+  x = x.reshape(b, n, kv_heads, heads // kv_heads, *x.shape[3:])
+  return jnp.moveaxis(x, 2, 1).reshape(b, kv_heads, -1, *x.shape[4:])
+
+
+def ungroup(x, shape):
+  """The inverse of `group`, to `shape`."""
+  b, n, heads = shape[:3]
+  x = x.reshape(b, x.shape[1], n, heads // x.shape[1], *shape[3:])
+  return jnp.moveaxis(x, 1, 2).reshape(shape)
+
+
+def group_limits(q, k, limit):
+  """Limits `[B, Q]` as those of the grouped queries, `[B, 1, M]`."""
+  return jnp.repeat(limit, q.shape[2] // k.shape[1], axis=1)[:, None]
+
+
+def _fitting_blocks(q):
+  """Queries and keys of a block whose scores stay in the caches."""
+  if jax.default_backend() != "cpu":
+    return 512, 512
+  most = math.isqrt(_CPU_SCORES // (q.shape[0] * q.shape[2]))
+  return (min(512, max(128, most // 64 * 64)),) * 2
+
+
+def _blocks(size, block):
+  """How many blocks, and their size: equal parts of at most `block`."""
+  count = max(1, -(-size // block))
+  return count, max(1, -(-size // count))
+
+
+def _each_block(count, limit, block, body, carry):
+  """`body(i, carry)` for each of `count` blocks of keys that a query sees."""
+  if count == 1:  # No loop for XLA to copy the carry in and out of.
+    return body(0, carry)
+  seen = (jnp.max(limit) + block - 1) // block
+  return jax.lax.fori_loop(0, seen, body, carry)
+
+
+def _block(x, start, size):
+  return jax.lax.dynamic_slice_in_dim(x, start, size, 2)
+
+
+def _pad(x, size, axis):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, widths)
+
+
+def _split(x, count):
+  """`[B, count*n, ...]` to `[count, B, n, ...]`."""
+  x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
+  return jnp.moveaxis(x, 1, 0)
+
+
+def _join(x):
+  """The inverse of `_split`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+
+
+def _add(total, part, start):
+  """Adds `part` to the keys of `total` from `start` on."""
+  old = _block(total, start, part.shape[2])
+  return jax.lax.dynamic_update_slice_in_dim(
+    total, old + part.astype(total.dtype), start, 2
+  )
