@@ -3,6 +3,7 @@
   python launchers/benchmark.py                        # the table
   python launchers/benchmark.py --peers=trl,hf --peer_python=torchenv/bin/python
   python launchers/benchmark.py --work=grpo_step --shape=4,8,256,64 --json=F
+  python launchers/benchmark.py --table=gpu            # the table of a GPU
 
 Every row runs in a process of its own, so that its peak memory is its own;
 peers alternate with us and medians are compared. Weights are random, no
@@ -41,10 +42,14 @@ from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
 _WORK = flags.DEFINE_enum(
-  "work", "", ["", "grpo_step", "profile", "loss"], "One row; '' = the table."
+  "work",
+  "",
+  ["", "grpo_step", "profile", "loss", "decode"],
+  "One row; '' = the table.",
 )
+_TABLE = flags.DEFINE_enum("table", "cpu", ["cpu", "gpu"], "For which machine.")
 _SHAPE = flags.DEFINE_list(
-  "shape", [], "B,G,P,A of grpo_step and loss; TURNS,K,P,A of profile."
+  "shape", [], "B,G,P,A; of profile TURNS,K,P,A."
 )
 _JSON = flags.DEFINE_string("json", "", "Where a row's figures go.")
 _MODEL = flags.DEFINE_enum("model", "5m", ["5m", "1024", "0.6b"], "Shape.")
@@ -92,22 +97,33 @@ _MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of the table: work, shape, model, and the peers that can do it."""
+  """A line of a table: work, shape, model, and the peers that can do it."""
 
   work: str
   shape: tuple[int, int, int, int]
   model: str = "5m"
+  dtype: str = "float32"
   peers: tuple[str, ...] = ()
 
 
-TABLE = (
-  Row("grpo_step", (4, 8, 256, 64), peers=("trl", "tunix")),
-  Row("grpo_step", (2, 16, 1024, 64), peers=("trl", "tunix")),
-  Row("grpo_step", (1, 16, 4096, 64), peers=("trl",)),
-  Row("grpo_step", (1, 8, 4096, 64)),
-  Row("profile", (16, 8, 4096, 64), peers=("hf",)),
-  Row("loss", (1, 16, 512, 64), model="1024"),
-)
+_LARGE = {"model": "0.6b", "dtype": "bfloat16"}
+TABLES = {
+  "cpu": (
+    Row("grpo_step", (4, 8, 256, 64), peers=("trl", "tunix")),
+    Row("grpo_step", (2, 16, 1024, 64), peers=("trl", "tunix")),
+    Row("grpo_step", (1, 16, 4096, 64), peers=("trl",)),
+    Row("grpo_step", (1, 8, 4096, 64)),
+    Row("profile", (16, 8, 4096, 64), peers=("hf",)),
+    Row("loss", (1, 16, 512, 64), model="1024"),
+    Row("decode", (1, 16, 512, 64), model="1024"),
+  ),
+  "gpu": (
+    Row("grpo_step", (1, 16, 8192, 512), **_LARGE),
+    Row("profile", (16, 16, 8192, 512), **_LARGE),
+    Row("loss", (1, 16, 8192, 512), **_LARGE),
+    Row("decode", (1, 16, 8192, 512), **_LARGE),
+  ),
+}
 
 
 def model_config() -> qwen3.Config:
@@ -240,6 +256,8 @@ def loss(shape):
   work = 3 * forward_flops(config, pivots, size, length, width)
   peak = matmul_peak()
   return figures | {
+    "tokens_per_second": (micro.trunks.size + micro.actions.size)
+    / figures["seconds"],
     "gflops": work / figures["seconds"] / 1e9,
     "matmul_gflops": peak / 1e9,
     "share_of_peak": work / figures["seconds"] / peak,
@@ -248,7 +266,51 @@ def loss(shape):
   }
 
 
-WORKS = {"grpo_step": grpo_step, "profile": profile, "loss": loss}
+def decode(shape):
+  """A decode step of all branches, against the machine's memory bandwidth."""
+  pivots, size, length, width = shape
+  config = model_config()
+  engine, params = _engine(config, width)
+  engine.load(params, "0")
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(3, config.vocab_size, (pivots, length)).astype(
+    np.int32
+  )
+  rows = [p for p in prompts for _ in range(size)]
+
+  def once(index, tokens=width):
+    seeds = range(index << 20, (index << 20) + len(rows))
+    engine.sample(rows, base.SamplingParams(tokens, ()), seeds)
+
+  figures = _timed(once)
+  # The same programs, stopped after one step: what is not decoding.
+  rest = _timed(functools.partial(once, tokens=1))["seconds"]
+  step = (figures["seconds"] - rest) / (width - 1)
+  itemsize = jnp.dtype(_DTYPE.value).itemsize
+  c = config
+  a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+  # Weights and trunks once; of its own keys a branch has half on average.
+  least = sum(x.nbytes for x in jax.tree.leaves(params)) + itemsize * (
+    a_token * pivots * (length + size * width / 2)
+  )
+  peak = memory_bandwidth()
+  return figures | {
+    "seconds": step,
+    "tokens_per_second": pivots * size / step,
+    "gbytes": least / step / 1e9,
+    "memory_gbytes": peak / 1e9,
+    "share_of_bandwidth": least / step / peak,
+    "tokens_computed": pivots * size,
+    "tokens_least": pivots * size,
+  }
+
+
+WORKS = {
+  "grpo_step": grpo_step,
+  "profile": profile,
+  "loss": loss,
+  "decode": decode,
+}
 
 
 def forward_flops(
@@ -269,17 +331,35 @@ def forward_flops(
   return float(trees * total)
 
 
-def matmul_peak(size: int = 2048) -> float:
+def matmul_peak() -> float:
   """FLOP/s of a square matrix product in `--dtype`, the best of ten."""
+  size = 2048 if jax.default_backend() == "cpu" else 8192
   x = jnp.ones((size, size), _DTYPE.value)
   product = jax.jit(jnp.matmul)
-  product(x, x).block_until_ready()
+  return 2.0 * size**3 / _shortest(lambda: product(x, x))
+
+
+def memory_bandwidth() -> float:
+  """Bytes/s of reading and writing a large array, the best of ten."""
+  x = jnp.ones(1 << 27, jnp.float32)
+  negate = jax.jit(jnp.negative, donate_argnums=0)
+
+  def run():
+    nonlocal x
+    x = negate(x)
+    return x
+
+  return 2.0 * x.nbytes / _shortest(run)
+
+
+def _shortest(run):
+  """Seconds of the shortest of ten runs."""
   seconds = []
-  for _ in range(10):
+  for _ in range(11):  # The first compiles.
     start = time.perf_counter()
-    product(x, x).block_until_ready()
+    run().block_until_ready()
     seconds.append(time.perf_counter() - start)
-  return 2.0 * size**3 / min(seconds)
+  return min(seconds[1:])
 
 
 def _engine(config, width):
@@ -360,7 +440,8 @@ def _ours(row):
     command = [
       sys.executable, __file__, f"--work={row.work}", f"--json={out.name}",
       f"--shape={','.join(map(str, row.shape))}", f"--model={row.model}",
-      f"--steps={_STEPS.value}", f"--dtype={_DTYPE.value}",
+      f"--steps={_STEPS.value}", f"--dtype={row.dtype}",
+      f"--attention={_ATTENTION.value}",
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(pathlib.Path(out.name).read_text())
@@ -385,7 +466,7 @@ def table() -> None:
     " | compile s |"
   )
   print("|---|---|---|---|---|---|---|---|---|")
-  for row in TABLE:
+  for row in TABLES[_TABLE.value]:
     peers = [p for p in row.peers if p in _PEERS.value]
     found = {who: [] for who in ("us", *peers)}
     for _ in range(_REPEATS.value if peers else 1):
@@ -414,12 +495,18 @@ def table() -> None:
         flush=True,
       )
     extra = found["us"][0]
-    if "share_of_peak" in extra:
-      print(
-        f"| {name} | us | {extra['gflops']:.1f} GFLOP/s | of matmul peak"
-        f" {extra['share_of_peak']:.2f} | | | | | |",
-        flush=True,
-      )
+    for figure, unit, share in (
+      ("gflops", "GFLOP/s, of matmul peak", "share_of_peak"),
+      ("gbytes", "GB/s, of memory bandwidth", "share_of_bandwidth"),
+      ("candidates_per_second", "candidates/s", None),
+      ("tokens_per_second", "tokens/s", None),
+    ):
+      if figure in extra:
+        print(
+          f"| {name} | us | {extra[figure]:.1f} {unit}"
+          f" | {f'{extra[share]:.2f}' if share else ''} | | | | | |",
+          flush=True,
+        )
 
 
 def main(_):
@@ -429,7 +516,8 @@ def main(_):
   if not _WORK.value:
     table()
     return
-  default = next(r.shape for r in TABLE if r.work == _WORK.value)
+  rows = TABLES[_TABLE.value]
+  default = next(r.shape for r in rows if r.work == _WORK.value)
   shape = tuple(int(x) for x in _SHAPE.value) or default
   figures = WORKS[_WORK.value](shape)
   text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})

@@ -334,13 +334,16 @@ def _filter(log_probs, top_k, top_p):
 def _compact(done):
   """Trunks `[B']` and their branches `[B', N']` that hold the live rows.
 
-  None unless that quarters the batch: every shape is a program to compile.
-  Free places repeat a finished row.
+  Both are quartered as often as may be, None where neither can: every shape is
+  a program to compile. Free places repeat a finished row.
   """
   live = ~done
-  size = _round_up(int(live.any(1).sum()))
-  branches = _round_up(int(live.sum(1).max()))
-  if size * branches * 4 > done.size:
+  size, branches = done.shape
+  while size > 1 and live.any(1).sum() * 4 <= size:
+    size //= 4
+  while branches > 1 and live.sum(1).max() * 4 <= branches:
+    branches //= 4
+  if size * branches == done.size:
     return None
   trunk_order = np.argsort(~live.any(1), kind="stable")[:size]
   branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]
