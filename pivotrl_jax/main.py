@@ -16,6 +16,7 @@ import time
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 from ml_collections import config_flags
 
 from pivotrl_jax import config_check
@@ -168,10 +169,19 @@ def main(_) -> None:
       f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
     )
   config_check.check(_CONFIG.value)
-  cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(cache))
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+  _keep_programs()
   run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
+
+
+def _keep_programs():
+  """Compiled programs stay on disk between runs; JAX's own variables win."""
+  cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
+  for name, value in (
+    ("jax_compilation_cache_dir", os.path.expanduser(cache)),
+    ("jax_persistent_cache_min_compile_time_secs", 0.5),
+  ):
+    if name.upper() not in os.environ:
+      jax.config.update(name, value)
 
 
 def _parse(argv):

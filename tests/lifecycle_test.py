@@ -71,6 +71,12 @@ def _lines(path):
   return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def test_programs_are_kept_between_runs(whole):
+  _, cache = whole
+  kept = {path.name.rsplit("-", 2)[0] for path in cache.iterdir()}
+  assert {"jit__decode", "jit_train_step"} <= kept
+
+
 def test_killed_twice_ends_in_the_same_bytes(whole, tmp_path):
   want, cache = whole
   assert _killed_when(

@@ -133,7 +133,17 @@ class BodiesTest(parameterized.TestCase):
         lambda *x: attention_pallas.attend(*x, limit)[0].sum(), (0, 1, 2)
       )(*x)
 
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+    card = jax.sharding.AbstractMesh(
+      (),
+      (),
+      abstract_device=jax.sharding.AbstractDevice(
+        device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu"
+      ),
+    )
+    with (
+      mock.patch.object(jax, "default_backend", lambda: "gpu"),
+      jax.sharding.use_abstract_mesh(card),
+    ):
       for function, kernels in (
         (gradient, 3),
         (lambda *x: attention_pallas.decode(*x, limit), 1),
