@@ -48,9 +48,7 @@ _WORK = flags.DEFINE_enum(
   "One row; '' = the table.",
 )
 _TABLE = flags.DEFINE_enum("table", "cpu", ["cpu", "gpu"], "For which machine.")
-_SHAPE = flags.DEFINE_list(
-  "shape", [], "B,G,P,A; of profile TURNS,K,P,A."
-)
+_SHAPE = flags.DEFINE_list("shape", [], "B,G,P,A; of profile TURNS,K,P,A.")
 _JSON = flags.DEFINE_string("json", "", "Where a row's figures go.")
 _MODEL = flags.DEFINE_enum("model", "5m", ["5m", "1024", "0.6b"], "Shape.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
@@ -371,9 +369,7 @@ def _engine(config, width):
 
 
 def _loss_fn(config):
-  model = qwen3.Qwen3(
-    config, dtype=_DTYPE.value, attention=_ATTENTION.value
-  )
+  model = qwen3.Qwen3(config, dtype=_DTYPE.value, attention=_ATTENTION.value)
   return functools.partial(
     step_lib.grpo_loss,
     log_probs_fn=functools.partial(step_lib.policy_log_probs, model, chunk=512),

@@ -44,7 +44,7 @@ def decode(q, k, v, limit):
   before = size * jnp.tile(jnp.arange(parts), heads)[:, None]
   ends = jnp.minimum(ends - before, size)
   k, v = (
-    _pad(x, 2, parts * size).reshape(b, heads * parts, size, width)
+    xla.pad(x, parts * size, 2).reshape(b, heads * parts, size, width)
     for x in (k, v)
   )
   out, lse = _forward(grouped, k, v, ends)
@@ -167,8 +167,8 @@ def _backward(q, k, v, ends, out, lse, d_out, d_lse):
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
   rows, q, ends, k, v = _padded(q, ends, k, v)
-  d_out = _pad(d_out.astype(v.dtype), 2, q.shape[2])
-  lse, delta = (_pad(x, 2, q.shape[2])[..., None] for x in (lse, delta))
+  d_out = xla.pad(d_out.astype(v.dtype), q.shape[2], 2)
+  lse, delta = (xla.pad(x, q.shape[2], 2)[..., None] for x in (lse, delta))
   ends = ends[..., None]
   b, heads, _, width = q.shape
   (d_q,) = _call(
@@ -229,9 +229,7 @@ def _key_kernel(
       d_k += _dot(d_scores.astype(q.dtype).T, q)
       return d_k, d_v + _dot(weights.astype(d_out.dtype).T, d_out)
 
-    return jax.lax.cond(
-      jnp.max(ends) > start, seen, lambda *same: same, *carry
-    )
+    return jax.lax.cond(jnp.max(ends) > start, seen, lambda *same: same, *carry)
 
   zeros = jnp.zeros(k.shape, jnp.float32)
   d_k, d_v = jax.lax.fori_loop(0, q_ref.shape[0] // rows, body, (zeros, zeros))
@@ -284,12 +282,6 @@ def _blocks_seen(ends):
 def _padded(q, ends, k, v):
   """Rows of a block, and the arrays padded to whole blocks."""
   rows = min(_ROWS, max(16, pl.next_power_of_2(q.shape[2])))
-  q, ends = (_pad(x, 2, -(-x.shape[2] // rows) * rows) for x in (q, ends))
-  k, v = (_pad(x, 2, -(-x.shape[2] // _KEYS) * _KEYS) for x in (k, v))
+  q, ends = (xla.pad(x, -(-x.shape[2] // rows) * rows, 2) for x in (q, ends))
+  k, v = (xla.pad(x, -(-x.shape[2] // _KEYS) * _KEYS, 2) for x in (k, v))
   return rows, q, ends, k, v
-
-
-def _pad(x, axis, size):
-  widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, size - x.shape[axis])
-  return jnp.pad(x, widths)

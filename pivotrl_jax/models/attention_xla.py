@@ -49,14 +49,17 @@ def _blockwise_forward(q, k, v, limit, blocks):
   blocks = blocks or _fitting_blocks(q)
   blocks_q, block_q = _blocks(size, blocks[0])
   blocks_k, block_k = _blocks(k.shape[2], blocks[1])
-  k_pad = _pad(k, blocks_k * block_k, 2)
-  v_pad = _pad(v, blocks_k * block_k, 2)
-  parts = _split(_pad(q, blocks_q * block_q, 1), blocks_q)
-  limits = _split(_pad(limit, blocks_q * block_q, 1), blocks_q)
+  k_pad = pad(k, blocks_k * block_k, 2)
+  v_pad = pad(v, blocks_k * block_k, 2)
+  parts = _split(pad(q, blocks_q * block_q, 1), blocks_q)
+  limits = _split(pad(limit, blocks_q * block_q, 1), blocks_q)
 
   def one(part):
     queries, limit_i = part
-    grouped, ends = group(queries, k.shape[1]), group_limits(queries, k, limit_i)
+    grouped, ends = (
+      group(queries, k.shape[1]),
+      group_limits(queries, k, limit_i),
+    )
 
     def body(i, carry):
       top, total, out = carry
@@ -100,21 +103,24 @@ def _blockwise_backward(blocks, saved, cotangents):
   blocks = blocks or _fitting_blocks(q)
   blocks_q, block_q = _blocks(size, blocks[0])
   blocks_k, block_k = _blocks(keys, blocks[1])
-  k_pad = _pad(k, blocks_k * block_k, 2)
-  v_pad = _pad(v, blocks_k * block_k, 2)
+  k_pad = pad(k, blocks_k * block_k, 2)
+  v_pad = pad(v, blocks_k * block_k, 2)
   d_out = d_out.astype(jnp.float32)
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
   factor = scale(q)
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
   parts = [
-    _split(_pad(x, blocks_q * block_q, 1), blocks_q)
+    _split(pad(x, blocks_q * block_q, 1), blocks_q)
     for x in (q, limit, lse, delta, d_out)
   ]
 
   def one(carry, part):
     queries, limit_i, *rest = part
-    grouped, ends = group(queries, k.shape[1]), group_limits(queries, k, limit_i)
+    grouped, ends = (
+      group(queries, k.shape[1]),
+      group_limits(queries, k, limit_i),
+    )
     lse_g, delta_g, d_out_g = (group(x, k.shape[1]) for x in rest)
     d_out_g = d_out_g.astype(v.dtype)
 
@@ -218,7 +224,7 @@ def _block(x, start, size):
   return jax.lax.dynamic_slice_in_dim(x, start, size, 2)
 
 
-def _pad(x, size, axis):
+def pad(x, size, axis):
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, size - x.shape[axis])
   return jnp.pad(x, widths)

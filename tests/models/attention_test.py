@@ -148,8 +148,8 @@ class BodiesTest(parameterized.TestCase):
         (gradient, 3),
         (lambda *x: attention_pallas.decode(*x, limit), 1),
       ):
-        lowered = jax.jit(function).trace(q, k, v).lower(
-          lowering_platforms=("cuda",)
+        lowered = (
+          jax.jit(function).trace(q, k, v).lower(lowering_platforms=("cuda",))
         )
         text = lowered.as_text()
         self.assertEqual(text.count("@__gpu$xla.gpu.triton"), kernels)

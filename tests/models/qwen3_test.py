@@ -165,5 +165,6 @@ class SwigluTest(absltest.TestCase):
       rtol=1e-5,
     )
 
+
 if __name__ == "__main__":
   absltest.main()
