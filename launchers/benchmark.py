@@ -167,8 +167,7 @@ def grpo_step(shape):
   def once(index):
     nonlocal state
     engine.load(state.params, str(index))
-    prompts = rng.integers(3, config.vocab_size, (pivots, length))
-    rows = [p.astype(np.int32) for p in prompts for _ in range(size)]
+    rows = _prompts(config, rng, pivots, size, length)
     sampled = engine.sample(
       rows,
       base.SamplingParams(width, ()),
@@ -229,10 +228,7 @@ def loss(shape):
   config = model_config()
   _, params = _engine(config, width)
   rng = np.random.default_rng(0)
-  prompts = rng.integers(3, config.vocab_size, (pivots, length)).astype(
-    np.int32
-  )
-  rows = [p for p in prompts for _ in range(size)]
+  rows = _prompts(config, rng, pivots, size, length)
   sampled = [
     base.Completion(
       rng.integers(3, config.vocab_size, width).astype(np.int32),
@@ -271,10 +267,7 @@ def decode(shape):
   engine, params = _engine(config, width)
   engine.load(params, "0")
   rng = np.random.default_rng(0)
-  prompts = rng.integers(3, config.vocab_size, (pivots, length)).astype(
-    np.int32
-  )
-  rows = [p for p in prompts for _ in range(size)]
+  rows = _prompts(config, rng, pivots, size, length)
 
   def once(index, tokens=width):
     seeds = range(index << 20, (index << 20) + len(rows))
@@ -358,6 +351,12 @@ def _shortest(run):
     run().block_until_ready()
     seconds.append(time.perf_counter() - start)
   return min(seconds[1:])
+
+
+def _prompts(config, rng, pivots, size, length):
+  """`size` rows of each of `pivots` prompts of random tokens."""
+  prompts = rng.integers(3, config.vocab_size, (pivots, length))
+  return [p for p in prompts.astype(np.int32) for _ in range(size)]
 
 
 def _engine(config, width):

@@ -81,11 +81,10 @@ def check(config: Any) -> None:
 
 
 def _check_attention(config):
+  if config.attention != "cudnn":
+    return
   backend = jax.default_backend()
-  if config.attention == "cudnn" and (backend, config.dtype) != (
-    "gpu",
-    "bfloat16",
-  ):
+  if (backend, config.dtype) != ("gpu", "bfloat16"):
     raise errors.InputError(
       f"--config.model.attention: cudnn, on {backend} in {config.dtype};"
       " expected a GPU and --config.model.dtype=bfloat16"
