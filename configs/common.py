@@ -140,7 +140,7 @@ def _embedded(domain):
     importance_floor=0.0,
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
-    batch_tokens=16384,  # Most trunk tokens of a micro-batch; 0 = any.
+    batch_tokens=1024,  # Trunk tokens of a device in a micro-batch, about.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.
@@ -192,5 +192,6 @@ def _paper(config):
   config.train.learning_rate = 1e-6
   config.train.warmup_steps = 10
   config.train.parallel = "sharded"
+  config.train.batch_tokens = 32768
   config.evaluation.tasks = 0
   config.evaluation.questions = 0

@@ -180,8 +180,7 @@ def grpo_step(shape):
     computed.append(
       engine.stats.padded_trunk_tokens
       + engine.stats.decoded_slots
-      + batch.trunks.size
-      + batch.actions.size
+      + batches.computed_tokens(batch)
     )
 
   figures = _timed(once)
@@ -238,8 +237,9 @@ def loss(shape):
     for _ in rows
   ]
   rewards = rng.integers(0, 2, (pivots, size)).astype(np.float32)
-  batch = jax.device_put(_pack(rows, sampled, rewards))
-  micro = jax.tree.map(lambda x: x[0], batch)
+  batch = _pack(rows, sampled, rewards)
+  computed = batches.computed_tokens(batch)
+  micro = jax.device_put(jax.tree.map(lambda x: x[0], batch))
   gradient = jax.jit(jax.grad(_loss_fn(config), has_aux=True))
 
   def once(index):
@@ -250,12 +250,11 @@ def loss(shape):
   work = 3 * forward_flops(config, pivots, size, length, width)
   peak = matmul_peak()
   return figures | {
-    "tokens_per_second": (micro.trunks.size + micro.actions.size)
-    / figures["seconds"],
+    "tokens_per_second": computed / figures["seconds"],
     "gflops": work / figures["seconds"] / 1e9,
     "matmul_gflops": peak / 1e9,
     "share_of_peak": work / figures["seconds"] / peak,
-    "tokens_computed": micro.trunks.size + micro.actions.size,
+    "tokens_computed": computed,
     "tokens_least": pivots * (length + size * width),
   }
 

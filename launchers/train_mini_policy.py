@@ -32,7 +32,6 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
-from pivotrl_jax.data import trees
 from pivotrl_jax.envs import swe_expert
 from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.models import hf
@@ -170,27 +169,26 @@ def optimizer():
   )
 
 
-def batch_of(chosen):
-  """One tree: what all sequences begin with is the trunk, the rest branches."""
-  shared = 1
-  while len({tuple(ids[: shared + 1]) for ids, _ in chosen}) == 1:
-    shared += 1
-  width = max(len(ids) for ids, _ in chosen) - shared
-  shape = (1, 1, len(chosen), -(-width // 64) * 64)
-  trunk = np.zeros((1, 1, trees.bucket(shared)), np.int32)
-  trunk[0, 0, :shared] = chosen[0][0][:shared]
-  actions, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-  for row, (ids, weights) in enumerate(chosen):
-    actions[0, 0, row, : len(ids) - shared] = ids[shared:]
-    mask[0, 0, row, : len(ids) - shared] = weights[shared:]
-  return batches.TrainBatch(
-    trunks=trunk,
-    attach=np.full(shape[:3], shared, np.int32),
-    actions=actions,
-    mask=mask,
-    advantages=np.zeros(shape[:3], np.float32),
-    sampler_log_probs=np.zeros(shape, np.float32),
+def batch_of(chosen, shared, shape):
+  """Sequences as branches on the `shared` tokens that all begin with."""
+  zeros = [np.zeros(len(ids) - shared, np.float32) for ids, _ in chosen]
+  rows = batches.Rows(
+    prompts=[ids[:shared] for ids, _ in chosen],
+    actions=[ids[shared:] for ids, _ in chosen],
+    weights=[weights[shared:] for _, weights in chosen],
+    advantages=np.zeros(len(chosen), np.float32),
+    sampler_log_probs=zeros,
   )
+  return batches.pack(rows, shape)[0]
+
+
+def shared_tokens(data):
+  """How many tokens all sequences begin with."""
+  ids = [ids for ids, _ in data]
+  shared = 1
+  while len({tuple(x[: shared + 1]) for x in ids}) == 1:
+    shared += 1
+  return shared
 
 
 def main(_):
@@ -214,14 +212,25 @@ def main(_):
     ),
     donate_argnums=0,
   )
+  kinds = [
+    (data, size, shared_tokens(data))
+    for data, size in ((episodes, _BATCH.value), (questions, 4 * _BATCH.value))
+  ]
+  sizes = batches.Shape(
+    micro_batches=1,
+    least=1,
+    lines=1,
+    trunk=max(shared for *_, shared in kinds),
+    branch=_BATCH.value * _LENGTH.value,
+    branches=4 * _BATCH.value,
+    width=_LENGTH.value,
+  )
   rng = np.random.default_rng(_SEED.value)
   started = time.monotonic()
   for index in range(_STEPS.value):
-    data, size = episodes, _BATCH.value
-    if index % 8 == 7:
-      data, size = questions, 4 * _BATCH.value
+    data, size, shared = kinds[index % 8 == 7]
     chosen = [data[i] for i in rng.choice(len(data), size, replace=False)]
-    state, metrics, _ = step(state, batch_of(chosen))
+    state, metrics, _ = step(state, batch_of(chosen, shared, sizes))
     last = index + 1 == _STEPS.value
     if index % 100 == 0 or last:
       logging.info(

@@ -61,19 +61,26 @@ def build(prompts: Sequence[np.ndarray]) -> list[Tree]:
   return sorted(trees, key=lambda t: t.rows[0])
 
 
-def split(tree: Tree, size: int) -> list[Tree]:
-  """Cuts a tree into trees of at most `size` rows, shortest prompts first.
+def split(tree: Tree, most: int, sizes: np.ndarray | None = None) -> list[Tree]:
+  """Cuts a tree into trees whose rows fit, shortest prompts first.
 
-  Each part's trunk ends where its longest row does.
+  Args:
+    tree: what to cut.
+    most: of a part's sizes in sum; each row alone fits.
+    sizes: of all rows, by row; 1 each where None.
+
+  Returns:
+    Parts whose trunk ends where the longest row's does.
   """
-  if len(tree.rows) <= size:
-    return [tree]
   order = np.argsort(tree.attach, kind="stable")
-  parts = []
-  for start in range(0, len(order), size):
-    part = np.sort(order[start : start + size])
+  need = np.ones(len(order)) if sizes is None else sizes[tree.rows[order]]
+  parts, start = [], 0
+  while start < len(order):
+    fit = np.searchsorted(np.cumsum(need[start:]), most, side="right")
+    part = np.sort(order[start : start + fit])
     attach = tree.attach[part]
     parts.append(Tree(tree.trunk[: attach.max()], tree.rows[part], attach))
+    start += fit
   return parts
 
 

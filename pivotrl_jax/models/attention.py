@@ -1,9 +1,9 @@
 """Attention of a trajectory tree: trunk tokens, and branches on a trunk.
 
-Every query sees a *leading* part of some keys: a trunk token sees the trunk
-up to itself, a branch token sees the trunk up to its attach point, and its
+Every query sees keys that *follow one another*: a trunk token sees its trunk
+up to itself, a branch token sees its trunk up to the attach point, and its
 own branch up to itself. So one primitive is enough, `attend`, whose mask is
-one integer a query. What a branch token gets from the trunk and from its own
+two integers a query. What a branch token gets from the trunk and from its own
 branch is joined by `merge`, exactly, from the two log-sum-exps.
 
 What computes it is the `body`, one of `BODIES`, all of one meaning:
@@ -25,6 +25,7 @@ from pivotrl_jax.models import attention_xla
 from pivotrl_jax.models.attention_xla import MASKED
 
 BODIES = ("auto", "dense", "xla", "pallas", "cudnn")
+_NEAR, _FAR = 32, 512  # `attend_near`: tokens of a block, longest reach.
 
 
 def rotary_tables(
@@ -66,49 +67,94 @@ def attend(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
-  limit: jax.Array,
+  end: jax.Array,
+  start: jax.Array,
   *,
   body: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-  """Grouped-query attention over leading keys.
+  """Grouped-query attention over spans of keys.
 
   Args:
     q: `[B, Q, H, C]` queries.
     k, v: `[B, K, S, C]` keys and values; K divides H.
-    limit: `[B, Q]` query i sees the keys `j < limit[b, i]`; 0 sees none.
+    end, start: `[B, Q]` query i sees the keys `start[b, i] <= j < end[b, i]`;
+      equal, it sees none.
     body: one of `BODIES`.
 
   Returns:
-    Outputs `[B, Q, H, C]` in q's dtype (0 where limit is 0) and the float32
-    log-sum-exp of the scaled scores `[B, Q, H]`.
+    Outputs `[B, Q, H, C]` in q's dtype (0 where nothing is seen) and the
+    float32 log-sum-exp of the scaled scores `[B, Q, H]`.
   """
-  chex.assert_rank([q, k, v, limit], [4, 4, 4, 2])
+  chex.assert_rank([q, k, v, end, start], [4, 4, 4, 2, 2])
   chex.assert_equal_shape([k, v])
-  chex.assert_shape(limit, q.shape[:2])
+  chex.assert_shape([end, start], q.shape[:2])
   match _chosen(body, q.dtype):
     case "dense":
-      return attention_xla.dense(q, k, v, limit)
+      return attention_xla.dense(q, k, v, end, start)
     case "xla":
-      return attention_xla.blockwise(q, k, v, limit)
+      return attention_xla.blockwise(q, k, v, end, start)
     case _:
-      return attention_pallas.attend(q, k, v, limit)
+      return attention_pallas.attend(q, k, v, end, start)
 
 
-def attend_self(q, k, v, length, *, body="auto"):
-  """Outputs of a trunk over itself: `[B, T, H, C]` on `[B, K, T, C]`.
-
-  A token sees the trunk up to itself. From `length` `[B]` on tokens are
-  padding, whose outputs are of no use.
+def attend_self(q, k, v, end, start, *, body="auto"):
+  """Outputs of trunks over themselves, `[B, T, H, C]`, from `attend`'s
+  arguments; where a token sees nothing it is padding and its output of no use.
   """
-  if _chosen(body, q.dtype) == "cudnn":
-    return by_library(q, k, v, length)
-  place = jnp.arange(q.shape[1])
-  limit = jnp.where(place < length[:, None], place + 1, 0)
-  return attend(q, k, v, limit, body=body)[0]
+  if _chosen(body, q.dtype) != "cudnn":
+    return attend(q, k, v, end, start, body=body)[0]
+  # The library knows sequences that begin at 0 only.
+  return jax.lax.cond(
+    (start == 0).all(),
+    lambda: by_library(q, k, v, end.max(1)),
+    lambda: attention_pallas.attend(q, k, v, end, start)[0],
+  )
+
+
+def attend_near(q, k, v, end, start, *, reach, body="auto"):
+  """`attend` of tokens over themselves where all they see is near.
+
+  Args:
+    q: `[B, S, H, C]`.
+    k, v: `[B, K, S, C]`.
+    end, start: `[B, S]`; token i sees no key before `i - reach` or after i.
+    reach: how far back, at most.
+    body: one of `BODIES`.
+  """
+  size, width = q.shape[1], _NEAR
+  blocks, back = -(-size // width), -(-reach // width)
+  body = _chosen(body, q.dtype)
+  # Kernels skip what is far; long reaches, loops of blocks do.
+  if body != "xla" or back >= blocks or reach > _FAR:
+    return attend(q, k, v, end, start, body=body)
+
+  def rows(x):
+    x = attention_xla.pad(x, blocks * width, 1)
+    return x.reshape(-1, width, *x.shape[2:])
+
+  def near(x):
+    """Each block's keys, those of the blocks before it first."""
+    b, heads, _, c = x.shape
+    x = attention_xla.pad(x, blocks * width, 2)
+    x = jnp.moveaxis(x.reshape(b, heads, blocks, width, c), 2, 1)
+    x = jnp.pad(x, ((0, 0), (back, 0), (0, 0), (0, 0), (0, 0)))
+    x = jnp.concatenate([x[:, i : i + blocks] for i in range(back + 1)], 3)
+    return x.reshape(-1, *x.shape[2:])
+
+  before = (jnp.arange(size) // width - back) * width
+  found = attend(
+    rows(q), near(k), near(v), rows(jnp.where(start < end, end - before, 0)),
+    rows(jnp.where(start < end, start - before, 0)), body=body,
+  )  # fmt: skip
+  return jax.tree.map(
+    lambda x: x.reshape(q.shape[0], -1, *x.shape[2:])[:, :size], found
+  )
 
 
 def by_library(q, k, v, length, *, implementation="cudnn"):
-  """`attend_self` by `jax.nn.dot_product_attention`."""
+  """Causal attention of the first `length` `[B]` tokens over themselves, by
+  `jax.nn.dot_product_attention`.
+  """
   length = jnp.maximum(length, 1)
   return jax.nn.dot_product_attention(
     q,
@@ -121,30 +167,30 @@ def by_library(q, k, v, length, *, implementation="cudnn"):
   )
 
 
-def attend_trunk(q, k, v, limit, *, body="auto"):
+def attend_trunk(q, k, v, end, *, body="auto"):
   """`attend` of one query a branch, without a derivative.
 
   Args:
-    q: `[B, N, H, C]`, the branches in the order of their limits.
+    q: `[B, N, H, C]`, the branches in the order of what they see.
     k, v: `[B, K, T, C]` of the trunk.
-    limit: `[B, N]`.
+    end: `[B, N]`, how many of the keys each sees.
     body: one of `BODIES`.
   """
   if _chosen(body, q.dtype) in ("pallas", "cudnn"):
-    return attention_pallas.decode(q, k, v, limit)
+    return attention_pallas.decode(q, k, v, end)
   dense = attention_xla.dense
   rows, keys = q.shape[1] // 2, k.shape[2] // 2
   if jax.default_backend() != "cpu" or rows < 16 or keys < 512:
-    return dense(q, k, v, limit)
+    return dense(q, k, v, end)
   # Where the first half of the branches sees only the first half of a long
   # trunk, no more is read for it. Finer cuts cost more in small products than
   # they leave out.
   first = jax.lax.cond(
-    limit[:, :rows].max() <= keys,
-    lambda: dense(q[:, :rows], k[:, :, :keys], v[:, :, :keys], limit[:, :rows]),
-    lambda: dense(q[:, :rows], k, v, limit[:, :rows]),
+    end[:, :rows].max() <= keys,
+    lambda: dense(q[:, :rows], k[:, :, :keys], v[:, :, :keys], end[:, :rows]),
+    lambda: dense(q[:, :rows], k, v, end[:, :rows]),
   )
-  second = dense(q[:, rows:], k, v, limit[:, rows:])
+  second = dense(q[:, rows:], k, v, end[:, rows:])
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), first, second)
 
 

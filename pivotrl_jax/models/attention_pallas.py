@@ -23,12 +23,12 @@ _SPLIT = 512  # Keys that a decoding program reads: enough programs for a GPU.
 
 
 @jax.custom_vjp
-def attend(q, k, v, limit):
+def attend(q, k, v, end, start):
   """See `attention.attend`: same arguments, shapes and meaning."""
-  return _attend_forward(q, k, v, limit)[0]
+  return _attend_forward(q, k, v, end, start)[0]
 
 
-def decode(q, k, v, limit):
+def decode(q, k, v, end):
   """`attend` for few queries on many keys, without a derivative.
 
   The keys are cut into parts, as further heads, so that there is work for the
@@ -39,7 +39,7 @@ def decode(q, k, v, limit):
   parts = -(-keys // size)
   grouped, ends = (
     jnp.repeat(x, parts, axis=1)
-    for x in (xla.group(q, heads), _ends(q, k, limit))
+    for x in (xla.group(q, heads), _places(q, k, end))
   )
   before = size * jnp.tile(jnp.arange(parts), heads)[:, None]
   ends = jnp.minimum(ends - before, size)
@@ -47,7 +47,7 @@ def decode(q, k, v, limit):
     xla.pad(x, parts * size, 2).reshape(b, heads * parts, size, width)
     for x in (k, v)
   )
-  out, lse = _forward(grouped, k, v, ends)
+  out, lse = _forward(grouped, k, v, jnp.zeros_like(ends), ends)
   lse = lse.reshape(b, heads, parts, -1)
   total = jax.nn.logsumexp(lse, axis=2)
   share = jnp.exp(lse - total[:, :, None])[..., None]
@@ -58,23 +58,22 @@ def decode(q, k, v, limit):
   )
 
 
-def _attend_forward(q, k, v, limit):
+def _attend_forward(q, k, v, end, start):
   grouped = xla.group(q, k.shape[1])
-  ends = _ends(q, k, limit)
-  out, lse = _forward(grouped, k, v, ends)
+  span = _places(q, k, start), _places(q, k, end)
+  out, lse = _forward(grouped, k, v, *span)
   result = (
     xla.ungroup(out.astype(q.dtype), q.shape),
     xla.ungroup(lse, q.shape[:3]),
   )
-  return result, (grouped, k, v, ends, out, lse)
+  return result, (grouped, k, v, *span, out, lse)
 
 
 def _attend_backward(saved, cotangents):
-  grouped, k, v, ends, out, lse = saved
   shape = cotangents[0].shape
-  d_out, d_lse = (xla.group(x, k.shape[1]) for x in cotangents)
-  d_q, d_k, d_v = _backward(grouped, k, v, ends, out, lse, d_out, d_lse)
-  return xla.ungroup(d_q, shape), d_k, d_v, None
+  heads = saved[1].shape[1]
+  d_q, d_k, d_v = _backward(*saved, *(xla.group(x, heads) for x in cotangents))
+  return xla.ungroup(d_q, shape), d_k, d_v, None, None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -103,37 +102,42 @@ def _partitioned(rule):
   return wrap
 
 
-@_partitioned("b k m c, b k s c, b k s c, b k m -> b k m c, b k m")
-def _forward(q, k, v, ends):
+@_partitioned("b k m c, b k s c, b k s c, b k m, b k m -> b k m c, b k m")
+def _forward(q, k, v, starts, ends):
   """Outputs `[B, K, M, C]` (float32) and log-sum-exps `[B, K, M]`.
 
   Args:
     q: `[B, K, M, C]`.
     k, v: `[B, K, S, C]`.
-    ends: `[B, K, M]` keys that each query sees, from the first on.
+    starts, ends: `[B, K, M]` the first key that each query sees, and the one
+      after the last.
   """
   size = q.shape[2]
-  rows, q, ends, k, v = _padded(q, ends, k, v)
+  rows, q, starts, ends, k, v = _padded(q, starts, ends, k, v)
   out, lse = _call(
     _forward_kernel,
     grid=(q.shape[0], q.shape[1], q.shape[2] // rows),
-    inputs=[(q, rows), (k, None), (v, None), (ends[..., None], rows)],
+    inputs=[
+      (q, rows), (k, None), (v, None), (starts, rows), (ends, rows),
+    ],
     outputs=[
       (q.shape, jnp.float32, rows),
       ((*q.shape[:3], 1), jnp.float32, rows),
     ],
-  )
+  )  # fmt: skip
   return out[:, :, :size], lse[:, :, :size, 0]
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, ends_ref, out_ref, lse_ref):
-  q, ends = q_ref[...], ends_ref[...]
+def _forward_kernel(
+  q_ref, k_ref, v_ref, starts_ref, ends_ref, out_ref, lse_ref
+):
+  q, span = q_ref[...], (starts_ref[...], ends_ref[...])
   shape = (q.shape[0], 1)
 
   def body(i, carry):
     top, total, out = carry
     at = pl.ds(i * _KEYS, _KEYS)
-    scores = _scores(q, k_ref[at, :], ends, i * _KEYS)
+    scores = _scores(q, k_ref[at, :], span, i * _KEYS)
     new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - new_top)
     decay = jnp.exp(top - new_top)
@@ -142,8 +146,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, ends_ref, out_ref, lse_ref):
     return new_top, total, out
 
   top, total, out = jax.lax.fori_loop(
-    0,
-    _blocks_seen(ends),
+    *_blocks_seen(*span),
     body,
     (
       jnp.full(shape, LEAST, jnp.float32),
@@ -157,26 +160,25 @@ def _forward_kernel(q_ref, k_ref, v_ref, ends_ref, out_ref, lse_ref):
 
 
 @_partitioned(
-  "b k m c, b k s c, b k s c, b k m, b k m c, b k m, b k m c, b k m"
+  "b k m c, b k s c, b k s c, b k m, b k m, b k m c, b k m, b k m c, b k m"
   " -> b k m c, b k s c, b k s c"
 )
-def _backward(q, k, v, ends, out, lse, d_out, d_lse):
+def _backward(q, k, v, starts, ends, out, lse, d_out, d_lse):
   """Gradients of q, k and v, from `_forward`'s arguments and results."""
   size, keys = q.shape[2], k.shape[2]
   delta = (d_out.astype(jnp.float32) * out).sum(-1) - d_lse
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
-  rows, q, ends, k, v = _padded(q, ends, k, v)
+  rows, q, starts, ends, k, v = _padded(q, starts, ends, k, v)
   d_out = xla.pad(d_out.astype(v.dtype), q.shape[2], 2)
   lse, delta = (xla.pad(x, q.shape[2], 2)[..., None] for x in (lse, delta))
-  ends = ends[..., None]
   b, heads, _, width = q.shape
   (d_q,) = _call(
     _query_kernel,
     grid=(b, heads, q.shape[2] // rows),
     inputs=[
-      (q, rows), (k, None), (v, None), (ends, rows), (lse, rows),
-      (delta, rows), (d_out, rows),
+      (q, rows), (k, None), (v, None), (starts, rows), (ends, rows),
+      (lse, rows), (delta, rows), (d_out, rows),
     ],
     outputs=[(q.shape, q.dtype, rows)],
   )  # fmt: skip
@@ -184,8 +186,8 @@ def _backward(q, k, v, ends, out, lse, d_out, d_lse):
     functools.partial(_key_kernel, rows),
     grid=(b, heads, k.shape[2] // _KEYS),
     inputs=[
-      (q, None), (k, _KEYS), (v, _KEYS), (ends, None), (lse, None),
-      (delta, None), (d_out, None),
+      (q, None), (k, _KEYS), (v, _KEYS), (starts, None), (ends, None),
+      (lse, None), (delta, None), (d_out, None),
     ],
     outputs=[(k.shape, k.dtype, _KEYS), (v.shape, v.dtype, _KEYS)],
   )  # fmt: skip
@@ -193,43 +195,48 @@ def _backward(q, k, v, ends, out, lse, d_out, d_lse):
 
 
 def _query_kernel(
-  q_ref, k_ref, v_ref, ends_ref, lse_ref, delta_ref, d_out_ref, d_q_ref
-):
-  q, ends, lse = q_ref[...], ends_ref[...], lse_ref[...]
+  q_ref, k_ref, v_ref, starts_ref, ends_ref, lse_ref, delta_ref, d_out_ref,
+  d_q_ref,
+):  # fmt: skip
+  q, lse = q_ref[...], lse_ref[...]
+  span = starts_ref[...], ends_ref[...]
   delta, d_out = delta_ref[...], d_out_ref[...]
 
   def body(i, d_q):
     at = pl.ds(i * _KEYS, _KEYS)
     k = k_ref[at, :]
-    weights = jnp.exp(_scores(q, k, ends, i * _KEYS) - lse)
+    weights = jnp.exp(_scores(q, k, span, i * _KEYS) - lse)
     d_scores = weights * (_dot(d_out, v_ref[at, :].T) - delta)
     return d_q + _dot(d_scores.astype(k.dtype), k)
 
   d_q = jax.lax.fori_loop(
-    0, _blocks_seen(ends), body, jnp.zeros(q.shape, jnp.float32)
+    *_blocks_seen(*span), body, jnp.zeros(q.shape, jnp.float32)
   )
   d_q_ref[...] = (d_q * xla.scale(q)).astype(d_q_ref.dtype)
 
 
 def _key_kernel(
-  rows, q_ref, k_ref, v_ref, ends_ref, lse_ref, delta_ref, d_out_ref,
-  d_k_ref, d_v_ref,
+  rows, q_ref, k_ref, v_ref, starts_ref, ends_ref, lse_ref, delta_ref,
+  d_out_ref, d_k_ref, d_v_ref,
 ):  # fmt: skip
   k, v = k_ref[...], v_ref[...]
-  start = pl.program_id(2) * _KEYS
+  first = pl.program_id(2) * _KEYS
 
   def body(i, carry):
     at = pl.ds(i * rows, rows)
-    ends = ends_ref[at, :]
+    span = starts_ref[at, :], ends_ref[at, :]
 
     def seen(d_k, d_v):
       q, d_out = q_ref[at, :], d_out_ref[at, :]
-      weights = jnp.exp(_scores(q, k, ends, start) - lse_ref[at, :])
+      weights = jnp.exp(_scores(q, k, span, first) - lse_ref[at, :])
       d_scores = weights * (_dot(d_out, v.T) - delta_ref[at, :])
       d_k += _dot(d_scores.astype(q.dtype).T, q)
       return d_k, d_v + _dot(weights.astype(d_out.dtype).T, d_out)
 
-    return jax.lax.cond(jnp.max(ends) > start, seen, lambda *same: same, *carry)
+    low, high = _extent(*span)
+    return jax.lax.cond(
+      (low < first + _KEYS) & (high > first), seen, lambda *same: same, *carry
+    )
 
   zeros = jnp.zeros(k.shape, jnp.float32)
   d_k, d_v = jax.lax.fori_loop(0, q_ref.shape[0] // rows, body, (zeros, zeros))
@@ -257,31 +264,41 @@ def _call(kernel, *, grid, inputs, outputs):
   )(*(x for x, _ in inputs))
 
 
-def _scores(q, k, ends, start):
-  """Scaled scores of a block, `MASKED` at keys past their end."""
-  place = start + jax.lax.broadcasted_iota(
+def _scores(q, k, span, first):
+  """Scaled scores of a block of keys from `first` on; else `MASKED`."""
+  place = first + jax.lax.broadcasted_iota(
     jnp.int32, (q.shape[0], k.shape[0]), 1
   )
   scores = _dot(q, k.T) * xla.scale(q)
-  return jnp.where(place < ends, scores, MASKED)
+  return jnp.where((place >= span[0]) & (place < span[1]), scores, MASKED)
 
 
 def _dot(x, y):
   return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def _ends(q, k, limit):
-  """Limits `[B, Q]` as those of the grouped queries, `[B, K, M]`."""
-  return jnp.repeat(xla.group_limits(q, k, limit), k.shape[1], axis=1)
+def _places(q, k, place):
+  """Places `[B, Q]` as those of the grouped queries, `[B, K, M]`."""
+  return jnp.repeat(xla.group_places(q, k, place), k.shape[1], axis=1)
 
 
-def _blocks_seen(ends):
-  return (jnp.max(ends) + _KEYS - 1) // _KEYS
+def _extent(starts, ends):
+  """The first key that one of the queries sees, and that after the last."""
+  none = jnp.iinfo(starts.dtype).max
+  return jnp.min(jnp.where(starts < ends, starts, none)), jnp.max(ends)
 
 
-def _padded(q, ends, k, v):
+def _blocks_seen(starts, ends):
+  first, last = _extent(starts, ends)
+  return first // _KEYS, (last + _KEYS - 1) // _KEYS
+
+
+def _padded(q, starts, ends, k, v):
   """Rows of a block, and the arrays padded to whole blocks."""
   rows = min(_ROWS, max(16, pl.next_power_of_2(q.shape[2])))
-  q, ends = (xla.pad(x, -(-x.shape[2] // rows) * rows, 2) for x in (q, ends))
+  starts, ends = starts[..., None], ends[..., None]
+  q, starts, ends = (
+    xla.pad(x, -(-x.shape[2] // rows) * rows, 2) for x in (q, starts, ends)
+  )
   k, v = (xla.pad(x, -(-x.shape[2] // _KEYS) * _KEYS, 2) for x in (k, v))
-  return rows, q, ends, k, v
+  return rows, q, starts, ends, k, v

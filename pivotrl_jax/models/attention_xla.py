@@ -18,10 +18,10 @@ _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
 MASKED, LEAST = -1e30, -1e29
 
 
-def dense(q, k, v, limit):
+def dense(q, k, v, end, start=None):
   """`attend` with all scores `[B, K, Q*H/K, S]` formed at once."""
-  grouped, ends = group(q, k.shape[1]), group_limits(q, k, limit)
-  scores = _scores(grouped, k, ends, 0)
+  grouped = group(q, k.shape[1])
+  scores = _scores(grouped, k, _seen(q, k, start, end), 0)
   top = jnp.maximum(jax.lax.stop_gradient(scores.max(-1)), LEAST)
   weights = jnp.exp(scores - top[..., None])
   total = weights.sum(-1)
@@ -34,50 +34,48 @@ def dense(q, k, v, limit):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise(q, k, v, limit, blocks=None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def blockwise(q, k, v, end, start, blocks=None):
   """`attend` by blocks with an online softmax; scores are recomputed.
 
   `blocks` are the most queries and keys of one; by default what fits the
   caches of the backend.
   """
-  return _blockwise_forward(q, k, v, limit, blocks)[0]
+  return _blockwise_forward(q, k, v, end, start, blocks)[0]
 
 
-def _blockwise_forward(q, k, v, limit, blocks):
+def _blockwise_forward(q, k, v, end, start, blocks):
   size = q.shape[1]
   blocks = blocks or _fitting_blocks(q)
   blocks_q, block_q = _blocks(size, blocks[0])
   blocks_k, block_k = _blocks(k.shape[2], blocks[1])
   k_pad = pad(k, blocks_k * block_k, 2)
   v_pad = pad(v, blocks_k * block_k, 2)
-  parts = _split(pad(q, blocks_q * block_q, 1), blocks_q)
-  limits = _split(pad(limit, blocks_q * block_q, 1), blocks_q)
+  parts = [
+    _split(pad(x, blocks_q * block_q, 1), blocks_q) for x in (q, start, end)
+  ]
 
   def one(part):
-    queries, limit_i = part
-    grouped, ends = (
-      group(queries, k.shape[1]),
-      group_limits(queries, k, limit_i),
-    )
+    queries, *span = part
+    grouped, seen = group(queries, k.shape[1]), _seen(queries, k, *span)
 
     def body(i, carry):
       top, total, out = carry
-      start = i * block_k
-      scores = _scores(grouped, _block(k_pad, start, block_k), ends, start)
+      first = i * block_k
+      scores = _scores(grouped, _block(k_pad, first, block_k), seen, first)
       new_top = jnp.maximum(top, scores.max(-1))
       weights = jnp.exp(scores - new_top[..., None])
       decay = jnp.exp(top - new_top)
       out = out * decay[..., None] + product(
           "bkms,bksc->bkmc", weights.astype(v.dtype),
-          _block(v_pad, start, block_k),
+          _block(v_pad, first, block_k),
       )  # fmt: skip
       return new_top, total * decay + weights.sum(-1), out
 
     shape = grouped.shape[:-1]
     top, total, out = _each_block(
       blocks_k,
-      limit_i,
+      span,
       block_k,
       body,
       (
@@ -91,13 +89,13 @@ def _blockwise_forward(q, k, v, limit, blocks):
     lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
     return ungroup(out, queries.shape), ungroup(lse, queries.shape[:3])
 
-  out, lse = jax.lax.map(one, (parts, limits))
+  out, lse = jax.lax.map(one, tuple(parts))
   out, lse = _join(out)[:, :size], _join(lse)[:, :size]
-  return (out, lse), (q, k, v, limit, out, lse)
+  return (out, lse), (q, k, v, end, start, out, lse)
 
 
 def _blockwise_backward(blocks, saved, cotangents):
-  q, k, v, limit, out, lse = saved
+  q, k, v, end, start, out, lse = saved
   d_out, d_lse = cotangents
   size, keys = q.shape[1], k.shape[2]
   blocks = blocks or _fitting_blocks(q)
@@ -112,38 +110,37 @@ def _blockwise_backward(blocks, saved, cotangents):
   lse = jnp.maximum(lse, LEAST)
   parts = [
     _split(pad(x, blocks_q * block_q, 1), blocks_q)
-    for x in (q, limit, lse, delta, d_out)
+    for x in (q, start, end, lse, delta, d_out)
   ]
 
   def one(carry, part):
-    queries, limit_i, *rest = part
-    grouped, ends = (
-      group(queries, k.shape[1]),
-      group_limits(queries, k, limit_i),
+    queries, *span, lse_i, delta_i, d_out_i = part
+    grouped, seen = group(queries, k.shape[1]), _seen(queries, k, *span)
+    lse_g, delta_g, d_out_g = (
+      group(x, k.shape[1]) for x in (lse_i, delta_i, d_out_i)
     )
-    lse_g, delta_g, d_out_g = (group(x, k.shape[1]) for x in rest)
     d_out_g = d_out_g.astype(v.dtype)
 
     def body(i, inner):
       d_q, d_k, d_v = inner
-      start = i * block_k
-      keys_i = _block(k_pad, start, block_k)
-      scores = _scores(grouped, keys_i, ends, start)
+      first = i * block_k
+      keys_i = _block(k_pad, first, block_k)
+      scores = _scores(grouped, keys_i, seen, first)
       weights = jnp.exp(scores - lse_g[..., None])
       d_weights = product(
-        "bkmc,bksc->bkms", d_out_g, _block(v_pad, start, block_k)
+        "bkmc,bksc->bkms", d_out_g, _block(v_pad, first, block_k)
       )
       d_scores = weights * (d_weights - delta_g[..., None]) * factor
       d_scores = d_scores.astype(k.dtype)
       weights = weights.astype(v.dtype)
       d_q += product("bkms,bksc->bkmc", d_scores, keys_i)
-      d_k = _add(d_k, product("bkms,bkmc->bksc", d_scores, grouped), start)
-      d_v = _add(d_v, product("bkms,bkmc->bksc", weights, d_out_g), start)
+      d_k = _add(d_k, product("bkms,bkmc->bksc", d_scores, grouped), first)
+      d_v = _add(d_v, product("bkms,bkmc->bksc", weights, d_out_g), first)
       return d_q, d_k, d_v
 
     d_q, d_k, d_v = _each_block(
       blocks_k,
-      limit_i,
+      span,
       block_k,
       body,
       (jnp.zeros(grouped.shape, jnp.float32), *carry),
@@ -157,6 +154,7 @@ def _blockwise_backward(blocks, saved, cotangents):
     d_k[:, :, :keys].astype(k.dtype),
     d_v[:, :, :keys].astype(v.dtype),
     None,
+    None,
   )
 
 
@@ -167,11 +165,15 @@ def product(spec, x, y):
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _scores(grouped, k, ends, start):
-  """Scaled scores `[B, K, M, S]`; `MASKED` at keys past their end."""
+def _scores(grouped, k, seen, first):
+  """Scaled scores `[B, K, M, S]` of keys from `first` on; else `MASKED`."""
   scores = product("bkmc,bksc->bkms", grouped, k)
-  seen = start + jnp.arange(k.shape[2]) < ends[..., None]
-  return jnp.where(seen, scores * scale(k), MASKED)
+  start, end = seen
+  place = first + jnp.arange(k.shape[2])
+  visible = place < end[..., None]
+  if start is not None:
+    visible &= place >= start[..., None]
+  return jnp.where(visible, scores * scale(k), MASKED)
 
 
 def scale(x):
@@ -193,9 +195,15 @@ def ungroup(x, shape):
   return jnp.moveaxis(x, 1, 2).reshape(shape)
 
 
-def group_limits(q, k, limit):
-  """Limits `[B, Q]` as those of the grouped queries, `[B, 1, M]`."""
-  return jnp.repeat(limit, q.shape[2] // k.shape[1], axis=1)[:, None]
+def group_places(q, k, place):
+  """Places `[B, Q]` as those of the grouped queries, `[B, 1, M]`."""
+  return jnp.repeat(place, q.shape[2] // k.shape[1], axis=1)[:, None]
+
+
+def _seen(q, k, start, end):
+  """The first key that each grouped query sees, and that after its last."""
+  start = None if start is None else group_places(q, k, start)
+  return start, group_places(q, k, end)
 
 
 def _fitting_blocks(q):
@@ -212,12 +220,16 @@ def _blocks(size, block):
   return count, max(1, -(-size // count))
 
 
-def _each_block(count, limit, block, body, carry):
+def _each_block(count, span, block, body, carry):
   """`body(i, carry)` for each of `count` blocks of keys that a query sees."""
   if count == 1:  # No loop for XLA to copy the carry in and out of.
     return body(0, carry)
-  seen = (jnp.max(limit) + block - 1) // block
-  return jax.lax.fori_loop(0, seen, body, carry)
+  start, end = span
+  first = jnp.min(start, where=start < end, initial=count * block)
+  last = jnp.max(end, where=start < end, initial=0)
+  return jax.lax.fori_loop(
+    first // block, (last + block - 1) // block, body, carry
+  )
 
 
 def _block(x, start, size):

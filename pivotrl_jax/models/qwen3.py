@@ -6,9 +6,10 @@ the parameter names of Hugging Face (`models/hf.py` maps them one to one).
 The unit of compute is a trunk `[T]` with N branches `[A]` on it. A branch of
 an action starts with the *last prompt token* and ends before the action's
 last token, so that its A outputs predict the action's A tokens; it sees the
-trunk before that token (`visible` tokens) and its own past. Hence the trunk
-is only ever read through its keys and values: its last layer's outputs and
-its vocabulary projection do not exist here.
+trunk before that token and its own past. Hence the trunk is only ever read
+through its keys and values: its last layer's outputs and its vocabulary
+projection do not exist here. Trees stand side by side in a row of trunk
+tokens and one of branch tokens; what a token sees is two integers (`Spans`).
 
 Three ways through the same layers:
 - `__call__`: trunk and branches at once, for the loss;
@@ -17,11 +18,11 @@ Three ways through the same layers:
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import chex
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -70,6 +71,22 @@ def config_from_hf(values: dict[str, Any]) -> Config:
     rope_theta=float(theta),
     tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
   )
+
+
+@flax.struct.dataclass
+class Spans:
+  """What each token of a row sees, as (start, end) places; equal: padding.
+
+  Attributes:
+    trunk: `[B, T]` each, of a trunk token on its trunk, itself included.
+    past: `[B, S]` each, of a branch token on the trunks.
+    own: `[B, S]` each, of a branch token on the branch tokens, itself
+      included.
+  """
+
+  trunk: tuple[jax.Array, jax.Array]
+  past: tuple[jax.Array, jax.Array]
+  own: tuple[jax.Array, jax.Array]
 
 
 class RMSNorm(nn.Module):
@@ -176,7 +193,7 @@ def _swiglu_jvp(primals, tangents):
 
 
 class Layer(nn.Module):
-  """One decoder layer, over a trunk `[B, T, D]` and branches `[B, N, A, D]`."""
+  """One decoder layer, over trunks `[B, T, D]` and branches `[B, S, D]`."""
 
   config: Config
   dtype: Any
@@ -195,13 +212,13 @@ class Layer(nn.Module):
     x = x + self.self_attn.output(heads)
     return x + self.mlp(self.post_attention_layernorm(x))
 
-  def trunk(self, x, rope, length, *, last):
+  def trunk(self, x, rope, span, *, last):
     """The trunk's next hidden states (None of the last layer) and its KV.
 
     Args:
       x: `[B, T, D]`.
-      rope: rotary tables of `T` positions.
-      length: `[B]` tokens that are not padding.
+      rope: rotary tables of its positions.
+      span: `Spans.trunk`.
       last: whether this is the last layer.
     """
     normed = self.input_layernorm(x)
@@ -209,32 +226,27 @@ class Layer(nn.Module):
     if last:
       return None, kv
     q = self.self_attn.query(normed, rope)
-    heads = attention.attend_self(q, *kv, length, body=self.attention)
+    start, end = span
+    heads = attention.attend_self(q, *kv, end, start, body=self.attention)
     return self._finish(x, heads), kv
 
-  def branches(self, x, rope, trunk_kv, visible):
-    """`[B, N, A, D]` to the same, reading the trunk up to `visible`."""
-    b, n, a, _ = x.shape
+  def branches(self, x, rope, trunk_kv, spans, reach):
+    """`[B, S, D]` to the same, reading the trunks too."""
     normed = self.input_layernorm(x)
     q = self.self_attn.query(normed, rope)
-    k, v = self.self_attn.key_value(normed, rope)
-    limit = jnp.broadcast_to(visible[..., None], (b, n, a)).reshape(b, n * a)
-    attend = functools.partial(attention.attend, body=self.attention)
-    past = attend(q.reshape(b, n * a, *q.shape[3:]), *trunk_kv, limit)
-    own = attend(
-      q.reshape(b * n, a, *q.shape[3:]),
-      k.reshape(b * n, *k.shape[2:]),
-      v.reshape(b * n, *v.shape[2:]),
-      jnp.broadcast_to(jnp.arange(1, a + 1), (b * n, a)),
+    kv = self.self_attn.key_value(normed, rope)
+    start, end = spans.past
+    past = attention.attend(q, *trunk_kv, end, start, body=self.attention)
+    start, end = spans.own
+    own = attention.attend_near(
+      q, *kv, end, start, reach=reach, body=self.attention
     )
-    own = jax.tree.map(lambda y: y.reshape(b, n * a, *y.shape[2:]), own)
-    heads = attention.merge(past, own)
-    return self._finish(x, heads.reshape(b, n, a, *heads.shape[2:]))
+    return self._finish(x, attention.merge(past, own))
 
-  def both(self, trunk, branch, ropes, visible, last):
+  def both(self, trunk, branch, ropes, spans, reach, last):
     """One layer of `Qwen3.__call__`."""
-    trunk, kv = self.trunk(trunk, ropes[0], visible.max(1), last=last)
-    return trunk, self.branches(branch, ropes[1], kv, visible)
+    trunk, kv = self.trunk(trunk, ropes[0], spans.trunk, last=last)
+    return trunk, self.branches(branch, ropes[1], kv, spans, reach)
 
   def decode(self, x, rope, trunk_kv, visible, cache, step):
     """`[B, N, D]`, one token a branch, at place `step` of its cache.
@@ -296,7 +308,7 @@ class Qwen3(nn.Module):
     )
     layer = Layer
     if self.remat:
-      layer = nn.remat(Layer, methods=["both"], static_argnums=(5,))
+      layer = nn.remat(Layer, methods=["both"], static_argnums=(5, 6))
     self.layers = [
       layer(c, self.dtype, self.attention, name=f"layers_{i}")
       for i in range(c.num_hidden_layers)
@@ -307,27 +319,32 @@ class Qwen3(nn.Module):
         "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
       )
 
-  def __call__(self, trunk, branch, visible):
+  def __call__(self, trunk, branch, spans, *, reach):
     """Hidden states of the branches' tokens.
 
     Args:
-      trunk: `[B, T]` token ids.
-      branch: `[B, N, A]` token ids, each from its last prompt token on.
-      visible: `[B, N]` trunk tokens that a branch sees, all before it.
+      trunk: `[B, T]` token ids, trunk after trunk.
+      branch: `[B, S]` token ids, branch after branch, each from its last
+        prompt token on.
+      spans: what each sees; hence their positions.
+      reach: no token of a branch stands further from its first.
 
     Returns:
-      `[B, N, A, D]`, normed: times `unembedding` they are the logits of the
+      `[B, S, D]`, normed: times `unembedding` they are the logits of the
       tokens that follow.
     """
-    chex.assert_rank([trunk, branch, visible], [2, 3, 2])
-    chex.assert_shape(visible, branch.shape[:2])
+    chex.assert_rank([trunk, branch], [2, 2])
+    chex.assert_shape(list(spans.trunk), trunk.shape)
+    chex.assert_shape([*spans.past, *spans.own], branch.shape)
     x, y = self.embed_tokens(trunk), self.embed_tokens(branch)
+    counts = [end - start for start, end in (spans.past, spans.own)]
     ropes = (
-      self._rope(jnp.arange(trunk.shape[1])),
-      self._rope(visible[..., None] + jnp.arange(branch.shape[2])),
+      self._rope(spans.trunk[1] - spans.trunk[0] - 1),
+      self._rope(counts[0] + counts[1] - 1),
     )
     for i, layer in enumerate(self.layers):
-      x, y = layer.both(x, y, ropes, visible, i == len(self.layers) - 1)
+      last = i == len(self.layers) - 1
+      x, y = layer.both(x, y, ropes, spans, reach, last)
     if self.is_initializing() and not self.config.tie_word_embeddings:
       self.lm_head(y)
     return self.norm(y)
@@ -338,9 +355,12 @@ class Qwen3(nn.Module):
     Those from `length` `[B]` on are of no use.
     """
     x, caches = self.embed_tokens(trunk), []
-    rope = self._rope(jnp.arange(trunk.shape[1]))
+    place = jnp.arange(trunk.shape[1])
+    rope = self._rope(place)
+    end = jnp.where(place < length[:, None], place + 1, 0)
+    span = jnp.zeros_like(end), end
     for i, layer in enumerate(self.layers):
-      x, kv = layer.trunk(x, rope, length, last=i == len(self.layers) - 1)
+      x, kv = layer.trunk(x, rope, span, last=i == len(self.layers) - 1)
       caches.append(kv)
     return tuple(caches)
 
@@ -369,5 +389,6 @@ def unembedding(params: Any, config: Config) -> jax.Array:
 def init_params(config: Config, key: jax.Array) -> Any:
   """Random parameters, boxed with their logical axes."""
   ids = jnp.zeros((1, 2), jnp.int32)
-  variables = Qwen3(config).init(key, ids, ids[None], ids[:, :1])
+  nothing = Spans(*((ids, ids),) * 3)
+  variables = Qwen3(config).init(key, ids, ids, nothing, reach=1)
   return variables["params"]

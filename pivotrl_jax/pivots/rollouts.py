@@ -71,6 +71,20 @@ def render_turn(
   )
 
 
+def render_demonstration(
+  tokenizer: PreTrainedTokenizerBase,
+  trajectory: types.Trajectory,
+  candidate: types.Candidate,
+) -> np.ndarray:
+  """Token ids `[A]` of the turn as the trajectory has it."""
+  return render.action_ids(
+    tokenizer,
+    candidates_lib.prefix_messages(trajectory, candidate),
+    trajectory.messages[candidate.prefix],
+    trajectory.tools,
+  )
+
+
 class Scorer:
   """The reward of a run: `config.verifier`, or exact match."""
 

@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from pivotrl_jax import seeds
+from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
@@ -80,7 +81,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
 
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """GRPO on single-turn rollouts at pivots."""
-  turns = load_turns(config, workdir, policy.tokenizer)
+  pivots = load_pivots(workdir)
+  turns = [rollouts.render_turn(policy.tokenizer, *pair) for pair in pivots]
   means = {
     p.candidate_id: p.mean
     for p in records.read_pivots(workdir / "pivots.jsonl")
@@ -94,16 +96,37 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   step, state = _parallel(
     config, policy, state, _grpo_step(config, log_probs_fn, tx)
   )
+  score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
   reference = jax.device_put(policy.params)
   per_step, size = config.rollout.pivots_per_step, config.rollout.group_size
 
-  def advance(state, index):
-    engine.load(state.params, f"step {index}")
-    chosen = [
-      turns[sft.permuted(len(turns), config.seed, index * per_step + i)]
+  def choose(index):
+    return [
+      sft.permuted(len(turns), config.seed, index * per_step + i)
       for i in range(per_step)
     ]
+
+  def expected(index):
+    # Actions are taken to be as long as the demonstrations.
+    for i in choose(index):
+      action = rollouts.render_demonstration(policy.tokenizer, *pivots[i])
+      length = min(len(action), config.rollout.max_tokens)
+      yield from [(turns[i].prompt, length)] * size
+
+  shape = batches.plan(
+    [
+      tuple(zip(*expected(index), strict=True))
+      for index in range(batches.PLANNED)
+    ],
+    longest=max(len(turn.prompt) for turn in turns),
+    width=config.rollout.max_tokens,
+    **layout(config),
+  )
+
+  def advance(state, index):
+    engine.load(state.params, f"step {index}")
+    chosen = [turns[i] for i in choose(index)]
     groups = rollouts.roll_out(
       engine,
       policy.tokenizer,
@@ -117,13 +140,11 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       score=score,
     )
     rewards = np.array([g.rewards for g in groups], np.float32)
-    batch, places = _pack(config, groups, rewards)
-    reference_log_probs = _score(log_probs_fn, reference, batch)
+    batch, places = _pack(config, groups, rewards, shape)
+    reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
-      batch = batch.replace(
-        old_log_probs=_score(log_probs_fn, state.params, batch)
-      )
+      batch = batch.replace(old_log_probs=score_batch(state.params, batch))
     for update in range(config.train.updates_per_batch):
       state, metrics, branch = step(state, batch)
       if update == 0:
@@ -145,6 +166,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
 def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """Cross-entropy on the demonstrations of all candidates."""
   demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
+  shape = sft.plan(config, demonstrations, **layout(config))
   log_probs_fn = sft.log_probs_fn(config, policy.config)
   step, state = _parallel(
     config, policy, state, sft.train_step(log_probs_fn, tx)
@@ -154,7 +176,7 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
 
   def advance(state, index):
     chosen = sft.choose(demonstrations, config.seed, index, config.sft.turns)
-    batch, _ = batches.pack(sft.rows(chosen), **_layout(config))
+    batch, _ = batches.pack(sft.rows(chosen), shape)
     state, metrics, _ = step(state, batch)
     metrics = jax.device_get(metrics)
     scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
@@ -166,10 +188,10 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
 METHODS = {"pivotrl": _pivotrl, "sft": _sft}
 
 
-def load_turns(
-  config: Any, workdir: pathlib.Path, tokenizer: Any
-) -> list[rollouts.Turn]:
-  """The pivots of pivots.jsonl, rendered."""
+def load_pivots(
+  workdir: pathlib.Path,
+) -> list[tuple[types.Trajectory, types.Candidate]]:
+  """The pivots of pivots.jsonl, each with its trajectory."""
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
@@ -180,13 +202,10 @@ def load_turns(
     candidates[p.candidate_id]
     for p in records.read_pivots(workdir / "pivots.jsonl")
   ]
-  return [
-    rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
-    for c in chosen
-  ]
+  return [(trajectories[c.trajectory_id], c) for c in chosen]
 
 
-def _pack(config, groups, rewards):
+def _pack(config, groups, rewards, shape):
   """Groups -> TrainBatch, and where each row stands in it."""
   advantages = grpo.advantages(
     jnp.asarray(rewards), estimator=config.train.advantage
@@ -200,7 +219,7 @@ def _pack(config, groups, rewards):
       advantages=np.asarray(advantages).reshape(-1),
       sampler_log_probs=[c.log_probs for c in completions],
     ),
-    **_layout(config),
+    shape,
   )
 
 
@@ -215,7 +234,8 @@ def _weights(config, lengths):
   return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
 
 
-def _layout(config):
+def layout(config: Any) -> dict[str, int]:
+  """What `batches.plan` takes of a config."""
   count = jax.device_count() if config.train.parallel != "jit" else 1
   return {
     "micro_batches": config.train.micro_batches,
@@ -249,12 +269,6 @@ def _parallel(config, policy, state, step):
     return parallel.sharded(step, state, policy.config, parallel.mesh())
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
   return wrap[config.train.parallel](step), state
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(log_probs_fn, params, batch):
-  """Log-probs `[M, B, N, A]` of a batch, without gradients."""
-  return jax.lax.map(lambda micro: log_probs_fn(params, micro)[0], batch)
 
 
 def _log(step, scalars, seconds):

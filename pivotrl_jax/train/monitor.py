@@ -18,6 +18,7 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.train import step as step_lib
 
 Scalars = dict[str, float]
 
@@ -142,9 +143,8 @@ class Monitor:
 
 
 def _sequence_log_probs(log_probs_fn, params, batch):
-  micro = jax.tree.map(lambda x: x[0], batch)
-  log_probs, _ = log_probs_fn(params, micro)
-  return jnp.where(micro.mask > 0, log_probs, 0.0).sum(-1)
+  log_probs = step_lib.score(log_probs_fn, params, batch)
+  return jnp.where(batch.mask > 0, log_probs, 0.0).sum(-1)
 
 
 def _watched(config, policy, engine):
@@ -173,5 +173,6 @@ def _watched(config, policy, engine):
       weights=[np.ones(len(c.ids), np.float32) for c in sampled],
       advantages=np.zeros(len(sampled), np.float32),
       sampler_log_probs=[c.log_probs for c in sampled],
-    )
+    ),
+    batch_tokens=config.train.batch_tokens,
   )

@@ -16,13 +16,12 @@ import tqdm
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
-from pivotrl_jax.chat import render
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
-from pivotrl_jax.pivots import candidates as candidates_lib
+from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
@@ -43,14 +42,14 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
   )
   state = state_lib.create(policy.params, tx)
   step = parallel.jitted(train_step(log_probs_fn(config, policy.config), tx))
+  shape = plan(
+    config, demonstrations, micro_batches=config.train.micro_batches,
+    batch_tokens=config.train.batch_tokens,
+  )  # fmt: skip
   bar = tqdm.tqdm(range(warm.steps), desc="warm start", disable=None)
   for index in bar:
     chosen = choose(demonstrations, config.seed, index, config.sft.turns)
-    batch, _ = batches.pack(
-      rows(chosen),
-      micro_batches=config.train.micro_batches,
-      batch_tokens=config.train.batch_tokens,
-    )
+    batch, _ = batches.pack(rows(chosen), shape)
     state, metrics, _ = step(state, batch)
     if (index + 1) % config.train.log_every == 0:
       logging.info(
@@ -103,17 +102,11 @@ def load_demonstrations(
 def _demonstrations(config, tokenizer, trajectory, candidates):
   turns = []
   for candidate in candidates:
-    prefix = candidates_lib.prefix_messages(trajectory, candidate)
-    prompt = render.prompt_ids(tokenizer, prefix, trajectory.tools)
-    if len(prompt) > config.data.max_prompt_tokens:
+    turn = rollouts.render_turn(tokenizer, trajectory, candidate)
+    if len(turn.prompt) > config.data.max_prompt_tokens:
       continue
-    action = render.action_ids(
-      tokenizer,
-      prefix,
-      trajectory.messages[candidate.prefix],
-      trajectory.tools,
-    )
-    turns.append((prompt, action))
+    action = rollouts.render_demonstration(tokenizer, trajectory, candidate)
+    turns.append((turn.prompt, action))
   return turns
 
 
@@ -134,6 +127,23 @@ def choose(
   for index in range(step * count, (step + 1) * count):
     chosen += demonstrations[permuted(len(demonstrations), seed, index)]
   return chosen
+
+
+def plan(
+  config: Any, demonstrations: Sequence[Sequence[Demonstration]], **layout: int
+) -> batches.Shape:
+  """The shape of all steps, from what the first take; see `batches.plan`."""
+  turns = [turn for trajectory in demonstrations for turn in trajectory]
+  steps = [
+    choose(demonstrations, config.seed, index, config.sft.turns)
+    for index in range(batches.PLANNED)
+  ]
+  return batches.plan(
+    [([p for p, _ in step], [len(a) for _, a in step]) for step in steps],
+    longest=max(len(prompt) for prompt, _ in turns),
+    width=max(len(action) for _, action in turns),
+    **layout,
+  )
 
 
 def permuted(size: int, seed: int, index: int) -> int:

@@ -44,18 +44,11 @@ def train_step(
     and "update_norm"; and rows `[M, B, N]` under the old parameters.
   """
 
-  def accumulate(carry, micro):
+  def one(micro):
     grad, (sums, rows) = jax.grad(loss_fn, has_aux=True)(state.params, micro)
-    return jax.tree.map(jnp.add, carry, (grad, sums)), rows
+    return (grad, sums), rows
 
-  shapes = jax.eval_shape(
-    lambda micro: jax.grad(loss_fn, has_aux=True)(state.params, micro),
-    jax.tree.map(lambda x: x[0], batch),
-  )
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0])
-  )
-  (grads, sums), rows = jax.lax.scan(accumulate, zeros, batch)
+  (grads, sums), rows = over_micro_batches(one, batch)
   if axis_name is not None:
     grads, sums = jax.lax.psum((grads, sums), axis_name)
   weight = jnp.maximum(sums.pop("weight"), 1e-9)
@@ -72,6 +65,56 @@ def train_step(
   )
 
 
+def over_micro_batches(
+  function: Callable[..., Any], batch: batches.TrainBatch
+) -> tuple[Any, Any]:
+  """Runs `function` on each micro-batch up to the last that holds an action.
+
+  How many do is a value, not a shape: M may be generous.
+
+  Args:
+    function: micro-batch -> (what is summed, what is kept of each).
+    batch: arrays `[M, B, ...]`.
+
+  Returns:
+    The sums, and what is kept as arrays `[M, ...]`, 0 where there was nothing.
+  """
+
+  def micro(index):
+    return jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch
+    )
+
+  def body(index, carry):
+    total, kept = carry
+    part, new = function(micro(index))
+    kept = jax.tree.map(
+      lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, index, 0),
+      kept, new,
+    )  # fmt: skip
+    return jax.tree.map(jnp.add, total, part), kept
+
+  total, kept = jax.eval_shape(lambda: function(micro(0)))
+  count = len(batch.mask)
+  zeros = (
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total),
+    jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), kept),
+  )
+  live = (batch.mask > 0).any((1, 2, 3))
+  last = jnp.max(jnp.where(live, jnp.arange(1, count + 1), 0))
+  return jax.lax.fori_loop(0, last, body, zeros)
+
+
+def score(
+  log_probs_fn: Callable[..., Any], params: Any, batch: batches.TrainBatch
+) -> jax.Array:
+  """Log-probs `[M, B, N, A]` of a batch, without gradients."""
+  _, found = over_micro_batches(
+    lambda micro: ((), log_probs_fn(params, micro)[0]), batch
+  )
+  return found
+
+
 def policy_log_probs(
   model: qwen3.Qwen3,
   params: Any,
@@ -81,31 +124,78 @@ def policy_log_probs(
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies `[B, N, A]` of the action tokens of trees."""
-  branch, visible = branch_inputs(micro.trunks, micro.attach, micro.actions)
-  hidden = model.apply({"params": params}, micro.trunks, branch, visible)
-  log_probs, entropy = logprobs.token_log_probs(
+  branch, targets, spans = branch_inputs(micro)
+  width = micro.actions.shape[-1]
+  hidden = model.apply(
+    {"params": params}, micro.trunks, branch, spans, reach=width - 1
+  )
+  found = logprobs.token_log_probs(
     hidden.reshape(-1, hidden.shape[-1]),
     qwen3.unembedding(params, model.config),
-    micro.actions.reshape(-1),
+    targets.reshape(-1),
     chunk=chunk,
     temperature=temperature,
   )
-  shape = micro.actions.shape
-  return log_probs.reshape(shape), entropy.reshape(shape)
+  trees = jnp.arange(len(branch))[:, None]
+
+  def back(x):
+    out = jnp.zeros((len(branch), micro.actions[0].size), x.dtype)
+    out = out.at[trees, micro.places].set(x.reshape(branch.shape), mode="drop")
+    return out.reshape(micro.actions.shape)
+
+  return jax.tree.map(back, found)
 
 
 def branch_inputs(
-  trunks: jax.Array, attach: jax.Array, actions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Shifts actions `[B, N, A]` right by the last prompt token.
+  micro: batches.TrainBatch,
+) -> tuple[jax.Array, jax.Array, qwen3.Spans]:
+  """What the model takes of a micro-batch.
 
   Returns:
-    The branch's inputs `[B, N, A]`, whose outputs predict `actions`, and how
-    many trunk tokens `[B, N]` stand before them.
+    The branches' inputs `[B, S]`, which are the actions' tokens moved on by
+    one behind the last token of their prompt; the tokens `[B, S]` that their
+    outputs predict; and what each token of trunks and branches sees.
   """
-  last = jnp.take_along_axis(trunks, attach - 1, axis=1)
-  branch = jnp.concatenate([last[..., None], actions[..., :-1]], axis=-1)
-  return branch, attach - 1
+  count, width = micro.actions.shape[1:]
+  branch, offset = jnp.divmod(micro.places, width)
+  live = branch < count
+  branch, offset = jnp.where(live, branch, 0), jnp.where(live, offset, 0)
+
+  def take(x, places):
+    return jnp.take_along_axis(x, places, axis=1)
+
+  flat = micro.actions.reshape(len(branch), -1)
+  targets = take(flat, branch * width + offset)
+  start = take(micro.starts, branch)
+  last = start + take(micro.attach, branch) - 1
+  inputs = jnp.where(
+    offset == 0,
+    take(micro.trunks, last),
+    take(flat, branch * width + jnp.maximum(offset - 1, 0)),
+  )
+  here = jnp.arange(branch.shape[1])
+
+  def span(start, end):
+    return jnp.where(live, start, 0), jnp.where(live, end, 0)
+
+  return inputs, targets, qwen3.Spans(
+      trunk=_trunk_span(micro),
+      past=span(start, last),
+      own=span(here - offset, here + 1),
+  )  # fmt: skip
+
+
+def _trunk_span(micro):
+  """Each trunk token sees its trunk from the start up to itself."""
+  ends = (micro.starts + micro.attach).max(1, keepdims=True)
+  place = jnp.arange(micro.trunks.shape[1])
+  rows = jnp.arange(len(micro.trunks))[:, None]
+  starts = jnp.zeros_like(micro.trunks).at[rows, micro.starts].max(micro.starts)
+  live = place < ends
+  return (
+    jnp.where(live, jax.lax.cummax(starts, axis=1), 0),
+    jnp.where(live, place + 1, 0),
+  )
 
 
 def sft_loss(params, micro, *, log_probs_fn):

@@ -1,5 +1,7 @@
 """Prefixes to trees: token for token, and nothing twice."""
 
+import dataclasses
+
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -69,23 +71,72 @@ def test_branches_is_the_least_work():
   assert trees.branches([tree(8, 100)] + [tree(2, 50)] * 9, 10) == 2
 
 
-def test_batch_tokens_bounds_micro_batches():
-  lengths = (40, 5, 33, 20, 7)
-  batch, places = batches.pack(
-    batches.Rows(
-      prompts=[np.full(n, i) for i, n in enumerate(lengths)],
-      actions=[np.array([1])] * 5,
-      weights=[np.ones(1)] * 5,
-      advantages=np.arange(5.0),
-      sampler_log_probs=[np.zeros(1)] * 5,
-    ),
-    batch_tokens=100,
+def _rows(lengths, actions):
+  return batches.Rows(
+    prompts=[np.full(n, i) for i, n in enumerate(lengths)],
+    actions=[np.arange(n) for n in actions],
+    weights=[np.ones(n) for n in actions],
+    advantages=np.arange(float(len(lengths))),
+    sampler_log_probs=[np.zeros(n) for n in actions],
   )
-  # Trunks of bucket(40) = 48 tokens: two fit 100; five, with room for six,
-  # make three batches.
-  assert batch.trunks.shape == (3, 2, 48)
-  # Like lengths together: 40 33 | 20 7 | 5.
-  assert places.tolist() == [0, 4, 1, 2, 3]
+
+
+def test_trees_fill_lines():
+  shape = batches.Shape(
+      micro_batches=2, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+  )  # fmt: skip
+  batch, places = batches.pack(
+    _rows((40, 5, 33, 20, 7), (3, 1, 4, 1, 1)), shape
+  )
+  # 105 trunk tokens need two lines of 64. A branch takes 8 / 4 = 2 places at
+  # least. By length: 40 | 33; 20 on the emptier line, whose 33 + 20 of 64
+  # and 4 + 2 of 8 are less than 60 of 64; 7 and 5 on the other: 52 of 64.
+  assert places.tolist() == [0, 2, 4, 5, 1]
+  assert batch.starts[:, 0].tolist() == [[0, 40, 47, 0], [0, 33, 0, 0]]
+  assert batch.attach[:, 0].tolist() == [[40, 7, 5, 1], [33, 20, 1, 1]]
+  # Action n, token a at n * 4 + a; 16 where there is none.
+  assert batch.places[:, 0].tolist() == [
+    [0, 1, 2, 4, 8, 16, 16, 16],
+    [0, 1, 2, 3, 4, 16, 16, 16],
+  ]
+  # Of 2 * (64 + 8) tokens 105 + 10 are used.
+  assert batches.padding_share(batch) == pytest.approx(1 - 115 / 144)
+
+
+def test_more_micro_batches_where_they_do_not_suffice():
+  shape = batches.Shape(
+      micro_batches=1, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+  )  # fmt: skip
+  batch, places = batches.pack(_rows((40, 40, 40), (1, 1, 1)), shape)
+  assert batch.trunks.shape == (4, 1, 64)
+  assert places.tolist() == [0, 4, 8]
+
+
+def test_what_has_no_room_is_refused():
+  shape = batches.Shape(
+      micro_batches=1, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+  )  # fmt: skip
+  with pytest.raises(ValueError, match="a prompt of 65 .* at most 64 and 4"):
+    batches.pack(_rows((65,), (1,)), shape)
+
+
+def test_plan_leaves_little_padding():
+  rng = np.random.default_rng(0)
+
+  def step():
+    prompts = [np.full(rng.integers(200, 400), i) for i in range(16)]
+    return prompts * 8, rng.integers(10, 96, 128)
+
+  shape = batches.plan(
+    [step() for _ in range(8)], longest=400, width=96, batch_tokens=4096
+  )
+  for _ in range(8):
+    prompts, lengths = step()
+    rows = _rows(lengths, lengths)
+    rows = dataclasses.replace(rows, prompts=prompts)
+    batch, _ = batches.pack(rows, shape)
+    assert len(batch.trunks) == shape.micro_batches
+    assert batches.padding_share(batch) < 0.25
 
 
 def test_bucket():
@@ -113,14 +164,22 @@ def test_pack_places_every_row(prompts, micro_batches, multiple):
   assert len(set(places.tolist())) == len(prompts)
   width = batch.actions.shape[-1]
   branches = batch.attach.shape[-1]
+  computed = np.zeros(batch.actions.size + 1, int)
+  for line, at in enumerate(batch.places.reshape(-1, batch.places.shape[-1])):
+    at = at[at < branches * width]
+    computed[line * branches * width + at] += 1
   for row, place in enumerate(places):
     mask = batch.mask.reshape(-1, width)[place] > 0
     got = batch.actions.reshape(-1, width)[place][mask]
     assert got.tolist() == actions[row].tolist()
+    # Each of its tokens is computed once.
+    assert (computed[place * width :][: len(got)] == 1).all()
     trunk = batch.trunks.reshape(-1, batch.trunks.shape[-1])[place // branches]
+    start = batch.starts.reshape(-1)[place]
     attach = batch.attach.reshape(-1)[place]
-    assert trunk[:attach].tolist() == prompts[row]
+    assert trunk[start : start + attach].tolist() == prompts[row]
     assert batch.advantages.reshape(-1)[place] == row
-  assert batch.mask.sum() == sum(len(a) for a in actions)
+  assert batch.mask.sum() == computed.sum() == sum(len(a) for a in actions)
   assert batch.trunks.shape[1] % multiple == 0
+  assert batch.mask.any((2, 3)).any(1).sum() >= 1
   assert 0 <= batches.padding_share(batch) < 1

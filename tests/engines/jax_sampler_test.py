@@ -1,5 +1,7 @@
 """The embedded sampler: a row is a function of its prompt and seed."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,20 @@ def prompts():
 
 def _sampling(**knobs):
   return base.SamplingParams(**({"max_tokens": 14, "stop_ids": STOPS} | knobs))
+
+
+def _whole(params, ids):
+  """Logits `[T, V]` of a whole sequence: a branch that sees no trunk."""
+  end, nothing = (
+    jnp.arange(1, len(ids) + 1)[None],
+    jnp.zeros((1, len(ids)), int),
+  )
+  hidden = qwen3.Qwen3(TINY).apply(
+      {"params": params}, ids[None], ids[None],
+      qwen3.Spans((nothing, nothing), (nothing, nothing), (nothing, end)),
+      reach=len(ids) - 1,
+  )  # fmt: skip
+  return hidden[0] @ qwen3.unembedding(params, TINY)
 
 
 def _same(left, right):
@@ -87,10 +103,11 @@ def test_log_probs_are_the_trainers(engine, params, prompts):
       sampler_log_probs=[c.log_probs for c in drawn],
     )
   )
-  micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
-  got, _ = step_lib.policy_log_probs(
-    qwen3.Qwen3(TINY), params, micro, chunk=64, temperature=0.7
+  log_probs_fn = functools.partial(
+    step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=64, temperature=0.7
   )
+  score = jax.jit(functools.partial(step_lib.score, log_probs_fn))
+  got = score(params, batch)
   got = np.asarray(got).reshape(-1, got.shape[-1])[places]
   for row, completion in enumerate(drawn):
     np.testing.assert_allclose(
@@ -105,11 +122,8 @@ def test_greedy_is_the_argmax_of_whole_sequences(engine, params, prompts):
 
   @jax.jit
   def following(ids):
-    hidden = qwen3.Qwen3(TINY).apply(
-        {"params": params}, jnp.zeros((1, 1), jnp.int32), ids[None, None],
-        jnp.zeros((1, 1), jnp.int32),
-    )  # fmt: skip
-    return jnp.argmax(hidden[0, 0] @ qwen3.unembedding(params, TINY), -1)
+    logits = _whole(params, ids)
+    return jnp.argmax(logits, -1)
 
   for prompt, completion in zip(prompts, drawn, strict=False):
     ids = np.concatenate([prompt, completion.ids])
@@ -143,11 +157,7 @@ def test_sampled_frequencies_are_the_policys(engine, params):
   prompt = np.array([3, 9, 27], np.int32)
   count = 4000
   drawn = engine.sample([prompt] * count, _sampling(max_tokens=1), range(count))
-  hidden = qwen3.Qwen3(TINY).apply(
-      {"params": params}, jnp.zeros((1, 1), jnp.int32), prompt[None, None],
-      jnp.zeros((1, 1), jnp.int32),
-  )  # fmt: skip
-  logits = hidden[0, 0, -1] @ qwen3.unembedding(params, TINY)
+  logits = _whole(params, jnp.asarray(prompt))[-1]
   want = np.asarray(jax.nn.softmax(logits))
   got = np.bincount([c.ids[0] for c in drawn], minlength=64) / count
   # Five standard errors of each frequency.

@@ -17,7 +17,7 @@ dense = attention_xla.dense
 
 
 def _inputs(queries, keys, *, dtype=jnp.float32, width=16):
-  """Two batches, 4 heads on 2, and limits from nothing to everything."""
+  """Two batches, 4 heads on 2, and ends from nothing to everything."""
   seeds = jax.random.split(jax.random.key(0), 4)
   q = jax.random.normal(seeds[0], (2, queries, 4, width), dtype)
   k, v = (
@@ -58,12 +58,15 @@ class BodiesTest(parameterized.TestCase):
   )
   def test_outputs_and_gradients_are_those_of_dense(self, body):
     # Neither count is a multiple of a block; more than one of each.
-    q, k, v, limit = _inputs(71, 153)
+    q, k, v, end = _inputs(71, 153)
+    # From nothing to everything, the same far place, or one just before.
+    start = jnp.stack([jnp.minimum(end[0], 40), jnp.maximum(end[1] - 9, 0)])
+    start = start.at[1, 1].set(0)
 
     def scalar(attend):
       def f(q, k, v):
-        out, lse = attend(q, k, v, limit)
-        seen = jnp.where(limit[..., None] > 0, lse, 0.0)
+        out, lse = attend(q, k, v, end, start)
+        seen = jnp.where((start < end)[..., None], lse, 0.0)
         return jnp.sin(out).sum() + 0.3 * seen.sum(), (out, seen)
 
       return jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
@@ -76,7 +79,7 @@ class BodiesTest(parameterized.TestCase):
   def test_sixteen_bits_are_as_near_as_their_rounding(self, body):
     *x, limit = _inputs(71, 153, dtype=jnp.bfloat16)
     want = dense(*(y.astype(jnp.float32) for y in x), limit)[0]
-    got = attention.attend(*x, limit, body=body)[0]
+    got = attention.attend(*x, limit, jnp.zeros_like(limit), body=body)[0]
     self.assertEqual(got.dtype, jnp.bfloat16)
     # Values of size 1 and 8 bits: 2^-8, on the scores and on the weights.
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
@@ -85,14 +88,33 @@ class BodiesTest(parameterized.TestCase):
   def test_a_trunk_over_itself_is_causal(self, body):
     q, k, v, _ = _inputs(20, 20)
     length = jnp.array([20, 13])
-    limit = jnp.broadcast_to(jnp.arange(1, 21), (2, 20))
+    end = jnp.broadcast_to(jnp.arange(1, 21), (2, 20))
     if body == "cudnn":  # What it is asked for, computed by XLA.
       got = attention.by_library(q, k, v, length, implementation="xla")
     else:
-      got = attention.attend_self(q, k, v, length, body=body)
-    want, _ = dense(q, k, v, limit)
+      end = jnp.where(end <= length[:, None], end, 0)
+      got = attention.attend_self(q, k, v, end, jnp.zeros_like(end), body=body)
+    want, _ = dense(q, k, v, end)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
     np.testing.assert_allclose(got[1, :13], want[1, :13], atol=1e-5)
+
+  @parameterized.product(body=["dense", "xla", "pallas"], reach=[1, 40, 70])
+  def test_what_is_near(self, body, reach):
+    # Spans of 41 tokens or less, one after the other, that begin anywhere
+    # and leave some tokens out; under a reach of 40 blocks are taken apart.
+    q, k, v, _ = _inputs(150, 150)
+    place = jnp.arange(150)
+    first = jnp.where(place < 30, 7, 30 + (place - 30) // 41 * 41)
+    start = jnp.maximum(first, place - reach)
+    end = jnp.where((place >= 7) & (place < 140), place + 1, 0)
+    start, end = (
+      jnp.broadcast_to(x, (2, 150)) for x in (jnp.where(end > 0, start, 0), end)
+    )
+    out, lse = attention.attend_near(
+      q, k, v, end, start, reach=reach, body=body
+    )
+    want = dense(q, k, v, end, start)
+    chex.assert_trees_all_close((out, lse), want, atol=1e-5)
 
   @parameterized.product(
     body=["xla", "pallas"], limits=[(512, 900), (513, 900), (700, 1024)]
@@ -127,10 +149,12 @@ class BodiesTest(parameterized.TestCase):
 
   def test_kernels_are_lowered_for_gpu(self):
     q, k, v, limit = _inputs(128, 1024, dtype=jnp.bfloat16, width=64)
+    start = jnp.zeros_like(limit)
 
     def gradient(*x):
       return jax.grad(
-        lambda *x: attention_pallas.attend(*x, limit)[0].sum(), (0, 1, 2)
+        lambda *x: attention_pallas.attend(*x, limit, start)[0].sum(),
+        (0, 1, 2),
       )(*x)
 
     card = jax.sharding.AbstractMesh(

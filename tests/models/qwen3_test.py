@@ -30,14 +30,17 @@ def _golden(name):
 
 
 def _whole(shape, params, ids):
-  """Logits of whole sequences: each a branch on its own first token."""
+  """Logits of whole sequences: each a branch that sees no trunk."""
+  end = jnp.broadcast_to(jnp.arange(1, ids.shape[1] + 1), ids.shape)
+  nothing = jnp.zeros_like(ids)
   hidden = qwen3.Qwen3(shape).apply(
-    {"params": params},
-    jnp.zeros((len(ids), 1), jnp.int32),
-    ids[:, None],
-    jnp.zeros((len(ids), 1), jnp.int32),
-  )
-  return hidden[:, 0] @ qwen3.unembedding(params, shape)
+      {"params": params}, ids[:, :1], ids,
+      qwen3.Spans(
+          trunk=(nothing[:, :1],) * 2, past=(nothing,) * 2, own=(nothing, end)
+      ),
+      reach=ids.shape[1] - 1,
+  )  # fmt: skip
+  return hidden @ qwen3.unembedding(params, shape)
 
 
 class GoldenTest(parameterized.TestCase):

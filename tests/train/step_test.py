@@ -5,7 +5,6 @@ import functools
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -64,8 +63,13 @@ def _result(out):
 
 def _reference():
   state, step = _setup()
-  batch, _ = batches.pack(_rows(ADVANTAGES))
+  batch, _ = batches.pack(_rows(ADVANTAGES), batch_tokens=64)
+  assert _used(batch) == 1
   return _result(jax.jit(step)(state, batch))
+
+
+def _used(batch):
+  return np.count_nonzero(batch.mask.any((1, 2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def reference():
 def test_accumulated(reference, layout):
   state, step = _setup()
   batch, _ = batches.pack(_rows(ADVANTAGES), **layout)
-  assert len(batch.trunks) > 1
+  assert 1 < _used(batch) <= len(batch.trunks)
   got = _result(jax.jit(step)(state, batch))
   chex.assert_trees_all_close(got, reference, atol=1e-6)
 
@@ -131,11 +135,12 @@ def test_zero_advantages_move_nothing():
 def test_the_reference_itself_has_no_kl():
   state, step = _setup(kl_coef=1.0)
   batch, _ = batches.pack(_rows(np.zeros(16, np.float32)))
-  log_probs, _ = step_lib.policy_log_probs(
-      qwen3.Qwen3(TINY), state.params,
-      jax.tree.map(lambda x: jnp.asarray(x[0]), batch), chunk=16,
-  )  # fmt: skip
-  batch = batch.replace(ref_log_probs=np.asarray(log_probs)[None])
+  log_probs_fn = functools.partial(
+    step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=16
+  )
+  score = jax.jit(functools.partial(step_lib.score, log_probs_fn))
+  log_probs = score(state.params, batch)
+  batch = batch.replace(ref_log_probs=log_probs)
   _, metrics, _ = jax.jit(step)(state, batch)
   assert abs(float(metrics["kl"])) < 1e-6
   assert float(metrics["grad_norm"]) < 1e-4
