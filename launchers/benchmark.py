@@ -32,6 +32,7 @@ import numpy as np
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from pivotrl_jax import compilations
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
@@ -137,18 +138,6 @@ def model_config() -> qwen3.Config:
       **_MODELS[_MODEL.value],
     }
   )
-
-
-class Compilations:
-  """Counts programs that are compiled from now on."""
-
-  def __init__(self):
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-  def _heard(self, event, duration, **_):
-    del duration
-    self.count += event.endswith("backend_compile_duration")
 
 
 def grpo_step(shape):
@@ -405,7 +394,7 @@ def _timed(once):
   for index in range(_WARMUP):
     once(index)
   warm = time.perf_counter() - start
-  compilations, seconds = Compilations(), []
+  compiled, seconds = compilations.Compilations(), []
   for index in range(_STEPS.value):
     start = time.perf_counter()
     once(_WARMUP + index)
@@ -414,7 +403,7 @@ def _timed(once):
   return {
     "seconds": median,
     "compile_seconds": max(0.0, warm - _WARMUP * median),
-    "recompilations": compilations.count,
+    "recompilations": compiled.count,
     "peak_gib": _peak_bytes() / 2**30,
     "device": jax.devices()[0].device_kind,
   }

@@ -57,5 +57,23 @@ class Engine(Protocol):
     prompts that are prefixes of others, share their computation.
     """
 
+  def prepare(
+    self,
+    lengths: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    prompts: int,
+    rows: int,
+  ) -> None:
+    """Makes ready for calls of `sample`, so that none of them compiles.
+
+    Args:
+      lengths: tokens of the longest prompts that share their beginnings;
+        none to come is longer than all of these.
+      sampling: how.
+      prompts: most distinct prompts of a call.
+      rows: most rows that share one.
+    """
+
   def load(self, weights: Any, version: str) -> None:
     """Samples from `weights` from now on."""

@@ -2,11 +2,12 @@
 
 Rows that share a prefix share its keys and values: `trees.build` finds the
 trunks, `prefill` runs each once, and a decode step reads a trunk's cache once
-for all its branches. Shapes are rounded up to a few buckets, so that a run
-compiles a handful of programs. Rows that stopped are dropped between chunks
-of steps once the others fit a quarter of the batch.
+for all its branches. A batch has one of the few shapes of its `Room`, which
+`prepare` compiles up front. Rows that stopped are dropped between chunks of
+steps once the others fit the next smaller shape.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -22,6 +23,10 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.models import qwen3
 
 
+_SHORTEST = 256  # Tokens of the shortest trunk that has a program of its own.
+_SMALLEST = 8  # Rows of the smallest batch, about.
+
+
 @dataclasses.dataclass
 class Stats:
   """What the last `sample` computed, in tokens."""
@@ -33,6 +38,38 @@ class Stats:
   decoded_slots: int = 0  # Branch slots times steps, padding included.
 
 
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """The shapes that batches may have.
+
+  Attributes:
+    lengths: of trunks, ascending.
+    trees: most trunks of a batch.
+    rows: most branches of a trunk.
+    tokens: most trunk tokens of a batch, padding included.
+  """
+
+  lengths: tuple[int, ...]
+  trees: int
+  rows: int
+  tokens: int
+
+  def length(self, tokens: int) -> int:
+    """The shortest trunk that has room for `tokens`."""
+    return next(length for length in self.lengths if length >= tokens)
+
+  def shapes(self, length: int) -> list[tuple[int, int]]:
+    """Trunks and branches of a batch: the whole, then ever smaller ones."""
+    size = min(self.trees, _round_up(self.tokens // length + 1) // 2)
+    shapes = [(max(1, size), self.rows)]
+    while (last := shapes[-1])[0] * last[1] > _SMALLEST:
+      size, rows = last
+      shapes.append(
+        (size, -(-rows // 4)) if rows >= size else (size // 4, rows)
+      )
+    return shapes
+
+
 class JaxSampler:
   """An `engines.base.Engine` in this process.
 
@@ -41,7 +78,7 @@ class JaxSampler:
     dtype: of activations.
     attention: what computes it, one of `attention.BODIES`.
     batch_tokens: most trunk tokens of a batch, padding included.
-    batch_rows: most branches of a batch, padding included.
+    batch_rows: most branches of a batch.
     chunk: decode steps between two looks at which rows are done.
   """
 
@@ -61,6 +98,7 @@ class JaxSampler:
     self._batch_rows = batch_rows
     self._chunk = chunk
     self._params = None
+    self._room: Room | None = None
     self.version = ""
     self.stats = Stats()
 
@@ -68,6 +106,54 @@ class JaxSampler:
     """Samples from `weights`, a Qwen3 params tree, from now on."""
     self._params = weights
     self.version = version
+
+  def prepare(
+    self,
+    lengths: Sequence[int],
+    sampling: base.SamplingParams,
+    *,
+    prompts: int,
+    rows: int,
+  ) -> None:
+    """See `engines.base.Engine`."""
+    self._room = self._fitting(lengths, prompts, rows)
+    jobs = [
+      (length, shapes[i:])
+      for length in self._room.lengths
+      for shapes in [self._room.shapes(length)]
+      for i in range(len(shapes))
+    ]
+    # Compiling mostly waits for a library that lets other threads run.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      list(pool.map(lambda job: self._warm_up(*job, sampling), jobs))
+
+  def _warm_up(self, length, shapes, sampling):
+    """Runs the programs of a shape without a step, and drops to the others."""
+
+    def start():
+      state = self._state(np.ones((*shapes[0],), np.int32), sampling)
+      trunk = jnp.zeros((shapes[0][0], length), jnp.int32)
+      state["done"] = jnp.ones_like(state["done"])
+      return state, _prefill(self._model, self._params, trunk, state["visible"])
+
+    state, trunk_kv = start()
+    self._steps(trunk_kv, state, 0, 0, sampling)
+    for size, rows in shapes[1:]:
+      state, trunk_kv = start()
+      _gather(trunk_kv, state, np.zeros(size, int), np.zeros((size, rows), int))
+
+  def _fitting(self, lengths, prompts, rows):
+    """The room for prompts of these lengths, `rows` at most on a trunk."""
+    longest = max(trees.bucket(max(lengths)), _SHORTEST)
+    shorter = [1 << i for i in range(_SHORTEST.bit_length() - 1, 32)]
+    used = [min([n for n in shorter if n >= x] + [longest]) for x in lengths]
+    rows = _round_up(min(rows, self._batch_rows))
+    return Room(
+      lengths=tuple(sorted({min(n, longest) for n in used} | {longest})),
+      trees=_round_up(min(prompts, max(1, self._batch_rows // rows))),
+      rows=rows,
+      tokens=self._batch_tokens,
+    )
 
   def sample(
     self,
@@ -82,48 +168,32 @@ class JaxSampler:
       raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
     self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
     out: list[base.Completion | None] = [None] * len(prompts)
-    for group in self._plan(trees.build(prompts), sampling.max_tokens):
-      for row, completion in self._run(group, sampling, seeds):
+    forest = trees.build(prompts)
+    room = self._room
+    if room is None:
+      rows = trees.branches(forest, sampling.max_tokens)
+      count = sum(-(-len(t.rows) // rows) for t in forest)
+      room = self._fitting([len(t.trunk) for t in forest], count, rows)
+    for group in _plan(forest, room):
+      for row, completion in self._run(group, room, sampling, seeds):
         out[row] = completion
     return out
 
-  def _plan(self, forest, width):
-    """Trees to batches of like trunks, within the two budgets."""
-    most = min(self._batch_rows, trees.branches(forest, width))
-    forest = [p for t in forest for p in trees.split(t, most)]
-    forest.sort(key=lambda t: (len(t.trunk), len(t.rows), t.rows[0]))
-    group: list[trees.Tree] = []
-    for tree in forest:
-      grown = [*group, tree]
-      width = trees.bucket(len(tree.trunk))
-      rows = max(len(t.rows) for t in grown)
-      if group and (
-        len(grown) * width > self._batch_tokens
-        or len(grown) * rows > self._batch_rows
-      ):
-        yield group
-        grown = [tree]
-      group = grown
-    if group:
-      yield group
-
-  def _run(self, group, sampling, seeds):
+  def _run(self, group, room, sampling, seeds):
     """Samples one batch of trees; yields (row, Completion)."""
-    state, trunk, rows = self._start(group, sampling, seeds)
+    length_ = room.length(max(len(t.trunk) for t in group))
+    shapes = room.shapes(length_)
+    state, trunk, rows = self._start(group, length_, shapes, sampling, seeds)
     trunk_kv = _prefill(self._model, self._params, trunk, state["visible"])
-    unembed = qwen3.unembedding(self._params, self._config)
-    filters = (sampling.top_k, sampling.top_p)
-    knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
     ids = np.zeros((*rows.shape, sampling.max_tokens), np.int32)
     log_probs = np.zeros(ids.shape, np.float32)
     length = np.zeros(rows.shape, np.int32)
     place = np.indices(rows.shape)
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
-      state, new_ids, new_log_probs = _decode(
-          self._model, self._chunk, filters, self._params, unembed,
-          trunk_kv, state, start, end, knobs,
-      )  # fmt: skip
+      state, new_ids, new_log_probs = self._steps(
+        trunk_kv, state, start, end, sampling
+      )
       done, counted, new_ids, new_log_probs = jax.device_get(
         (state["done"], state["length"], new_ids, new_log_probs)
       )
@@ -134,7 +204,7 @@ class JaxSampler:
       self.stats.decoded_slots += done.size * (end - start)
       if done.all():
         break
-      keep = _compact(done)
+      keep = _compact(done, shapes)
       if keep is not None:
         trunk_kv, state = _gather(trunk_kv, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
@@ -154,12 +224,21 @@ class JaxSampler:
         ),
       )
 
-  def _start(self, group, sampling, seeds):
+  def _steps(self, trunk_kv, state, start, end, sampling):
+    """`_decode` with this engine's weights."""
+    unembed = qwen3.unembedding(self._params, self._config)
+    filters = (sampling.top_k, sampling.top_p)
+    knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
+    return _decode(
+        self._model, self._chunk, filters, self._params, unembed,
+        trunk_kv, state, start, end, knobs,
+    )  # fmt: skip
+
+  def _start(self, group, length, shapes, sampling, seeds):
     """Arrays of a batch before its first step; rows are -1 in padding."""
-    width = trees.bucket(max(len(t.trunk) for t in group))
-    size = _round_up(len(group))
-    branches = _round_up(max(len(t.rows) for t in group))
-    trunk = np.zeros((size, width), np.int32)
+    most = max(len(t.rows) for t in group)
+    size, branches = _smallest(shapes, len(group), most)
+    trunk = np.zeros((size, length), np.int32)
     rows = np.full((size, branches), -1)
     attach = np.ones((size, branches), np.int32)
     keys = np.zeros((size, branches, 2), np.uint32)
@@ -173,29 +252,62 @@ class JaxSampler:
       keys[b, :n] = [divmod(seeds[row], 1 << 32) for row in rows[b, :n]]
       self.stats.trunk_tokens += len(tree.trunk)
     self.stats.padded_trunk_tokens += trunk.size
+    state = self._state(attach, sampling) | {
+      "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
+      "done": jnp.array(rows < 0),
+      "keys": jnp.array(keys),
+    }
+    return state, jnp.array(trunk), rows
+
+  def _state(self, attach, sampling):
+    """What a batch of branches `[B, N]` decodes with, before any."""
+    size, branches = attach.shape
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
     shape = (size, branches, c.num_key_value_heads)
     own = functools.partial(jnp.zeros, dtype=self._model.dtype)
-    state = {
-      "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
+    return {
+      "tokens": jnp.zeros(attach.shape, jnp.int32),
       "visible": jnp.array(attach - 1),
-      "done": jnp.array(rows < 0),
-      "length": jnp.zeros(rows.shape, jnp.int32),
-      "keys": jnp.array(keys),
+      "done": jnp.zeros(attach.shape, bool),
+      "length": jnp.zeros(attach.shape, jnp.int32),
+      "keys": jnp.zeros((*attach.shape, 2), jnp.uint32),
       "cache": tuple(
         (own((*shape, c.head_dim, slots)), own((*shape, slots, c.head_dim)))
         for _ in range(c.num_hidden_layers)
       ),
     }
-    return state, jnp.array(trunk), rows
+
+
+def _plan(forest, room):
+  """Trees to batches of like trunks that have room."""
+  forest = [p for t in forest for p in trees.split(t, room.rows)]
+  forest.sort(key=lambda t: (len(t.trunk), len(t.rows), t.rows[0]))
+  group: list[trees.Tree] = []
+  for tree in forest:
+    # The trunks before it are no longer.
+    most, _ = room.shapes(room.length(len(tree.trunk)))[0]
+    if len(group) >= most:
+      yield group
+      group = []
+    group.append(tree)
+  if group:
+    yield group
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _prefill(model, params, trunk, visible):
-  return model.apply(
-    {"params": params}, trunk, visible.max(1), method="prefill"
-  )
+  def run():
+    return model.apply(
+      {"params": params}, trunk, visible.max(1), method="prefill"
+    )
+
+  def nothing():
+    return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run)
+    )
+
+  return jax.lax.cond((visible > 0).any(), run, nothing)
 
 
 @functools.partial(
@@ -331,19 +443,20 @@ def _filter(log_probs, top_k, top_p):
   return log_probs >= floor
 
 
-def _compact(done):
+def _smallest(shapes, size, branches):
+  """The last of the shapes that has room for as many trunks and branches."""
+  return [x for x in shapes if x[0] >= size and x[1] >= branches][-1]
+
+
+def _compact(done, shapes):
   """Trunks `[B']` and their branches `[B', N']` that hold the live rows.
 
-  Both are quartered as often as may be, None where neither can: every shape is
-  a program to compile. Free places repeat a finished row.
+  None where they need the shape that they have. Free places repeat a finished
+  row.
   """
   live = ~done
-  size, branches = done.shape
-  while size > 1 and live.any(1).sum() * 4 <= size:
-    size //= 4
-  while branches > 1 and live.sum(1).max() * 4 <= branches:
-    branches //= 4
-  if size * branches == done.size:
+  size, branches = _smallest(shapes, live.any(1).sum(), live.sum(1).max())
+  if size * branches >= done.size:
     return None
   trunk_order = np.argsort(~live.any(1), kind="stable")[:size]
   branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import logging
 
+from pivotrl_jax import compilations
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
@@ -35,10 +36,18 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   rows = []
   for name, policy in policies.items():
     engine = policy_lib.engine(policy, config)
+    engine.prepare(
+      range(1, config.data.max_prompt_tokens + 1),
+      _sampling(config, policy),
+      prompts=max(config.evaluation.tasks, config.evaluation.questions),
+      rows=1,
+    )
+    compiled = compilations.Compilations()
     for seed in range(config.evaluation.seeds):
       started = time.monotonic()
       episodes = _world(config, policy, engine, seed)
       answers = _questions(config, policy, engine, seed)
+      compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
       rows += [{"policy": name} | row for row in episodes + answers]
       logging.info(
           "evaluate: %s, seed %d: success %.3f of %d tasks, %.3f of %d"

@@ -14,6 +14,7 @@ from absl import logging
 import numpy as np
 import tqdm
 
+from pivotrl_jax import compilations
 from pivotrl_jax import errors
 from pivotrl_jax import seeds
 from pivotrl_jax import types
@@ -32,14 +33,18 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   work = list(_work(config, workdir))
+  _prepare(config, policy.tokenizer, engine, sampling, trajectories, work)
   skipped: list[dict[str, Any]] = []
   started, tokens, prompt_tokens = time.monotonic(), 0, 0
+  compiled = compilations.Compilations()
   with records.Appender(workdir / "profiles.jsonl") as out:
     done = {row["candidate_id"] for row in out.rows}
-    for batch in tqdm.tqdm(
-      list(_batched(work, config.profile.trajectories_per_batch)),
-      desc="profile",
-      disable=None,
+    for index, batch in enumerate(
+      tqdm.tqdm(
+        list(_batched(work, config.profile.trajectories_per_batch)),
+        desc="profile",
+        disable=None,
+      )
     ):
       turns = []
       for candidate in itertools.chain.from_iterable(batch):
@@ -72,6 +77,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         for group in groups
         if group.turn.candidate.id not in done
       )
+      compiled.log("profile", f"batch {index + 1}", warm=index > 0)
       logging.log_every_n_seconds(
         logging.INFO, "profile: %d tokens sampled, up to %s", 30, tokens,
         turns[-1].candidate.id,
@@ -113,6 +119,21 @@ def _work(config, workdir):
       f" more than warm_start.trajectories={config.warm_start.trajectories}"
     )
   return by_trajectory
+
+
+def _prepare(config, tokenizer, engine, sampling, trajectories, work):
+  """Readies the engine for the trunks of the trajectories."""
+  most = config.data.max_prompt_tokens
+  last = [
+    rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
+    for *_, c in work
+  ]
+  engine.prepare(
+    [min(len(turn.prompt), most) for turn in last],
+    sampling,
+    prompts=config.profile.trajectories_per_batch,
+    rows=config.profile.group_size * max(len(turns) for turns in work),
+  )
 
 
 def _batched(work, size):

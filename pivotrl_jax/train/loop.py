@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from pivotrl_jax import compilations
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
@@ -62,10 +63,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         range(first, t.steps), initial=first, total=t.steps,
         desc="train", disable=None,
     )  # fmt: skip
+    compiled = compilations.Compilations()
     for index in bar:
       started = time.monotonic()
       state, scalars = advance(state, index)
       seconds = time.monotonic() - started
+      compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, seconds=seconds)
       if (index + 1) % t.log_every == 0:
         _log(index + 1, scalars, seconds)
@@ -97,6 +100,12 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     config, policy, state, _grpo_step(config, log_probs_fn, tx)
   )
   score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
+  engine.prepare(
+    [len(turn.prompt) for turn in turns],
+    sampling,
+    prompts=config.rollout.pivots_per_step,
+    rows=config.rollout.group_size,
+  )
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
   reference = jax.device_put(policy.params)
   per_step, size = config.rollout.pivots_per_step, config.rollout.group_size
@@ -225,7 +234,7 @@ def _pack(config, groups, rewards, shape):
 
 def _weights(config, lengths):
   """Loss weights of each action's tokens; see grpo.token_weights."""
-  mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+  mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
   weights = grpo.token_weights(
     jnp.asarray(mask, jnp.float32),
     norm=config.train.loss_norm,
