@@ -131,9 +131,9 @@ class JaxSampler:
     """Runs the programs of a shape without a step, and drops to the others."""
 
     def start():
-      state = self._state(np.ones((*shapes[0],), np.int32), sampling)
-      trunk = jnp.zeros((shapes[0][0], length), jnp.int32)
-      state["done"] = jnp.ones_like(state["done"])
+      state = self._state(np.ones(shapes[0], np.int32), sampling)
+      trunk = np.zeros((shapes[0][0], length), np.int32)
+      state["done"] = np.ones_like(state["done"])
       return state, _prefill(self._model, self._params, trunk, state["visible"])
 
     state, trunk_kv = start()
@@ -253,11 +253,11 @@ class JaxSampler:
       self.stats.trunk_tokens += len(tree.trunk)
     self.stats.padded_trunk_tokens += trunk.size
     state = self._state(attach, sampling) | {
-      "tokens": jnp.array(np.take_along_axis(trunk, attach - 1, 1)),
-      "done": jnp.array(rows < 0),
-      "keys": jnp.array(keys),
+      "tokens": np.take_along_axis(trunk, attach - 1, 1),
+      "done": rows < 0,
+      "keys": keys,
     }
-    return state, jnp.array(trunk), rows
+    return state, trunk, rows
 
   def _state(self, attach, sampling):
     """What a batch of branches `[B, N]` decodes with, before any."""
@@ -267,11 +267,11 @@ class JaxSampler:
     shape = (size, branches, c.num_key_value_heads)
     own = functools.partial(jnp.zeros, dtype=self._model.dtype)
     return {
-      "tokens": jnp.zeros(attach.shape, jnp.int32),
-      "visible": jnp.array(attach - 1),
-      "done": jnp.zeros(attach.shape, bool),
-      "length": jnp.zeros(attach.shape, jnp.int32),
-      "keys": jnp.zeros((*attach.shape, 2), jnp.uint32),
+      "tokens": np.zeros(attach.shape, np.int32),
+      "visible": attach - 1,
+      "done": np.zeros(attach.shape, bool),
+      "length": np.zeros(attach.shape, np.int32),
+      "keys": np.zeros((*attach.shape, 2), np.uint32),
       "cache": tuple(
         (own((*shape, c.head_dim, slots)), own((*shape, slots, c.head_dim)))
         for _ in range(c.num_hidden_layers)

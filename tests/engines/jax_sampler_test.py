@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pivotrl_jax import compilations
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
@@ -169,6 +170,35 @@ def test_shared_prompts_are_prefilled_once(engine, prompts):
   # Trunks of 21 and 6 tokens; the prompts are 21+21+9+1+15+6+6+6 = 85.
   assert engine.stats.trunk_tokens == 27
   assert engine.stats.prompt_tokens == 85
+
+
+def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
+  want = engine.sample(prompts, _sampling(), range(8))
+  # A chunk of its own, so that no other test has compiled for it.
+  ready = jax_sampler.JaxSampler(TINY, chunk=5)
+  ready.load(params, "0")
+  ready.prepare([9, 600], _sampling(), prompts=16, rows=4)
+  compiled = compilations.Compilations()
+  got = ready.sample(prompts, _sampling(), range(8))
+  for left, right in zip(want, got, strict=True):
+    _same(left, right)
+  ready.sample([np.arange(500) % 64] * 9, _sampling(), range(9))
+  ready.sample(
+    [np.full(n, n % 64) for n in range(1, 40)], _sampling(), range(39)
+  )
+  assert compiled.count == 0
+  # What is not prepared for does, so the count can tell.
+  ready.sample(prompts, _sampling(max_tokens=31), range(8))
+  assert compiled.count > 0
+
+
+def test_shapes_of_a_room():
+  room = jax_sampler.Room(lengths=(256, 512), trees=16, rows=8, tokens=4096)
+  # The larger axis is quartered until eight rows are left.
+  assert room.shapes(256) == [(16, 8), (4, 8), (4, 2)]
+  # 4,096 tokens hold eight trunks of 512.
+  assert room.shapes(512) == [(8, 8), (8, 2), (2, 2)]
+  assert [room.length(n) for n in (1, 256, 257)] == [256, 256, 512]
 
 
 def test_misuse_is_an_error(prompts):
