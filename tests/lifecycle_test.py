@@ -51,6 +51,10 @@ def whole(tmp_path_factory):
   run = _start(folder / "w", folder / "cache")
   _, stderr = run.communicate(timeout=600)
   assert run.returncode == 0, stderr
+  # Warnings of compilations.py: programs after the warm-up of a stage.
+  late = [line for line in stderr.splitlines() if "programs compiled" in line]
+  assert any(line.startswith("I") for line in late), stderr
+  assert not any(line.startswith("W") for line in late), late
   return _bytes(folder / "w"), folder / "cache"
 
 
