@@ -250,7 +250,8 @@ def _round_up(size, unit=16):
 def computed_tokens(batch: TrainBatch) -> int:
   """Tokens of trunks and branches that a step computes, padding included."""
   used = np.flatnonzero(batch.mask.any((1, 2, 3)))
-  return (used.max() + 1) * (batch.trunks[0].size + batch.places[0].size)
+  line = batch.trunks[0].size + batch.places[0].size
+  return int(used.max() + 1) * line
 
 
 def padding_share(batch: TrainBatch) -> float:
