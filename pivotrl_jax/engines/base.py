@@ -68,8 +68,8 @@ class Engine(Protocol):
     """Makes ready for calls of `sample`, so that none of them compiles.
 
     Args:
-      lengths: tokens of the longest prompts that share their beginnings;
-        none to come is longer than all of these.
+      lengths: tokens of the longest prompts that share their beginnings; one
+        longer than all of these may compile after all.
       sampling: how.
       prompts: most distinct prompts of a call.
       rows: most rows that share one.

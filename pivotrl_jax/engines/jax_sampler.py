@@ -55,8 +55,9 @@ class Room:
   tokens: int
 
   def length(self, tokens: int) -> int:
-    """The shortest trunk that has room for `tokens`."""
-    return next(length for length in self.lengths if length >= tokens)
+    """The shortest trunk that holds `tokens`; a new one where none does."""
+    fitting = (length for length in self.lengths if length >= tokens)
+    return next(fitting, trees.bucket(tokens))
 
   def shapes(self, length: int) -> list[tuple[int, int]]:
     """Trunks and branches of a batch: the whole, then ever smaller ones."""
@@ -181,9 +182,11 @@ class JaxSampler:
 
   def _run(self, group, room, sampling, seeds):
     """Samples one batch of trees; yields (row, Completion)."""
-    length_ = room.length(max(len(t.trunk) for t in group))
-    shapes = room.shapes(length_)
-    state, trunk, rows = self._start(group, length_, shapes, sampling, seeds)
+    trunk_length = room.length(max(len(t.trunk) for t in group))
+    shapes = room.shapes(trunk_length)
+    state, trunk, rows = self._start(
+      group, trunk_length, shapes, sampling, seeds
+    )
     trunk_kv = _prefill(self._model, self._params, trunk, state["visible"])
     ids = np.zeros((*rows.shape, sampling.max_tokens), np.int32)
     log_probs = np.zeros(ids.shape, np.float32)

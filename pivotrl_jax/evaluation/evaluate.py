@@ -36,12 +36,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   rows = []
   for name, policy in policies.items():
     engine = policy_lib.engine(policy, config)
-    engine.prepare(
-      range(1, config.data.max_prompt_tokens + 1),
-      _sampling(config, policy),
-      prompts=max(config.evaluation.tasks, config.evaluation.questions),
-      rows=1,
-    )
+    _prepare(config, policy, engine)
     compiled = compilations.Compilations()
     for seed in range(config.evaluation.seeds):
       started = time.monotonic()
@@ -56,6 +51,18 @@ def run(config: Any, workdir: pathlib.Path) -> None:
           len(answers), time.monotonic() - started,
       )  # fmt: skip
   records.write_jsonl(workdir / "evals.jsonl", rows)
+
+
+def _prepare(config, policy, engine):
+  """Readies the engine for episodes of any length, or else for questions."""
+  tasks = config.evaluation.tasks if config.domain in WORLDS else 0
+  count = max(tasks, config.evaluation.questions)
+  if not count:
+    return
+  longest = config.data.max_prompt_tokens if tasks else 1
+  engine.prepare(
+    range(1, longest + 1), _sampling(config, policy), prompts=count, rows=1
+  )
 
 
 def _world(config, policy, engine, seed):
