@@ -134,7 +134,6 @@ class JaxSampler:
     def start():
       state = self._state(np.ones(shapes[0], np.int32), sampling)
       trunk = np.zeros((shapes[0][0], length), np.int32)
-      state["done"] = np.ones_like(state["done"])
       return state, _prefill(self._model, self._params, trunk, state["visible"])
 
     state, trunk_kv = start()
@@ -146,11 +145,10 @@ class JaxSampler:
   def _fitting(self, lengths, prompts, rows):
     """The room for prompts of these lengths, `rows` at most on a trunk."""
     longest = max(trees.bucket(max(lengths)), _SHORTEST)
-    shorter = [1 << i for i in range(_SHORTEST.bit_length() - 1, 32)]
-    used = [min([n for n in shorter if n >= x] + [longest]) for x in lengths]
+    used = {min(max(_SHORTEST, _round_up(n)), longest) for n in lengths}
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
-      lengths=tuple(sorted({min(n, longest) for n in used} | {longest})),
+      lengths=tuple(sorted(used)),
       trees=_round_up(min(prompts, max(1, self._batch_rows // rows))),
       rows=rows,
       tokens=self._batch_tokens,

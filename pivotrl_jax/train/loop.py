@@ -130,7 +130,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     ],
     longest=max(len(turn.prompt) for turn in turns),
     width=config.rollout.max_tokens,
-    **layout(config),
+    **_layout(config),
   )
 
   def advance(state, index):
@@ -175,7 +175,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
 def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """Cross-entropy on the demonstrations of all candidates."""
   demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
-  shape = sft.plan(config, demonstrations, **layout(config))
+  shape = sft.plan(config, demonstrations, **_layout(config))
   log_probs_fn = sft.log_probs_fn(config, policy.config)
   step, state = _parallel(
     config, policy, state, sft.train_step(log_probs_fn, tx)
@@ -243,7 +243,7 @@ def _weights(config, lengths):
   return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
 
 
-def layout(config: Any) -> dict[str, int]:
+def _layout(config):
   """What `batches.plan` takes of a config."""
   count = jax.device_count() if config.train.parallel != "jit" else 1
   return {
