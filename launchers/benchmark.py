@@ -506,7 +506,7 @@ def main(_):
   text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})
   print(text)
   if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+    pathlib.Path(_JSON.value).expanduser().write_text(text + "\n")
 
 
 if __name__ == "__main__":

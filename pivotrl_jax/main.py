@@ -23,6 +23,7 @@ from pivotrl_jax import config_check
 from pivotrl_jax import errors
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -40,7 +41,7 @@ STAGES = {
         (), ("trajectories.jsonl",), (),
     ),
     "candidates": (
-        "pivotrl_jax.pivots.candidates:run", ("data",),
+        "pivotrl_jax.pivots.candidates:run", ("data", "model"),
         ("trajectories.jsonl",), ("candidates.jsonl",), (),
     ),
     "warm_start": (
@@ -114,6 +115,7 @@ def _run_stage(config, path, stage):
       for section, place in (
         ("data", config.data.path),
         ("model", config.model.path),
+        ("model", config.model.chat_template),
       )
       if section in sections and place
     ],
@@ -168,9 +170,12 @@ def main(_) -> None:
     raise errors.InputError(
       f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
     )
+  config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value)
+  if any("model" in STAGES[stage][1] for stage in stages):
+    policy_lib.check(_CONFIG.value)
   _keep_programs()
-  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
+  run(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser(), stages)
 
 
 def _keep_programs():

@@ -24,7 +24,6 @@ from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
-from pivotrl_jax.models import hf
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import metrics as metrics_lib
@@ -74,12 +73,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         _log(index + 1, scalars, seconds)
       if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
         saved.save(index + 1, state)
-  hf.save(
-    workdir / "export",
-    jax.device_get(state.params),
-    policy.hf_config,
-    policy.path,
-  )
+  policy_lib.save(workdir / "export", policy, state.params)
 
 
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:

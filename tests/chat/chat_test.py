@@ -32,7 +32,7 @@ def test_prefixes_of_an_episode_nest_and_actions_continue_them(tokenizer):
     prefix = trajectory.messages[:i]
     prompts.append(render.prompt_ids(tokenizer, prefix, trajectory.tools))
     action = render.action_ids(tokenizer, prefix, message, trajectory.tools)
-    assert action[-1] in tokenizer_lib.stop_ids(tokenizer)
+    assert action[-1] in tokenizer.stop_ids
     said = parse.parse(render.completion_text(tokenizer, action))
     assert types.action_of(said) == types.action_of(
       types.Message(

@@ -81,6 +81,7 @@ def import_path(
       f"data.format: {format_name!r}; expected world, auto,"
       f" {', '.join(sorted(IMPORTERS))}"
     )
+  path = path.expanduser()
   seen: dict[str, str] = {}
   ids: set[str] = set()
   for found, name in files.walk(path):
@@ -108,7 +109,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         f" data.format is {config.data.format!r}"
       )
     source = import_path(
-      pathlib.Path(config.data.path).expanduser(),
+      pathlib.Path(config.data.path),
       config.data.format,
       domain=config.domain,
     )
