@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,14 +15,14 @@ from pivotrl_jax.engines import policy
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _run(workdir, *args, config="configs/swe.py:tiny"):
+def _run(workdir, *args, config="configs/swe.py:tiny", **environment):
   return subprocess.run(
       [
           sys.executable, "-m", "pivotrl_jax.main", f"--config={config}",
           f"--workdir={workdir}", *args,
       ],
       cwd=ROOT, capture_output=True, text=True, check=False,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
   )  # fmt: skip
 
 
@@ -54,6 +55,15 @@ def _one_line(done, *parts):
         (["--config.pivots.threshold=1.5"], ["threshold", "1.5"]),
         (["--config.verifier.swe_pivot.similarty=1"], ["similarty"]),
         (["--config.verifier.name=terminus_judge"], ["judge.url"]),
+        (["--config.data.reasoning=none"], ["reasoning", "'none'", "last"]),
+        (["--config.data.empty_thinking=1"], ["empty_thinking", "keep, drop"]),
+        (["--config.model.template_kwargs=enable_thinking=False"],
+         ["template_kwargs", "JSON object", "enable_thinking"]),
+        (['--config.model.template_kwargs={"enable_thinking": false}'],
+         ["template_kwargs", "'enable_thinking'", "models/mini reads"]),
+        (["--config.model.chat_template=~/nowhere"],
+         ["chat_template", str(pathlib.Path.home()), "exists"]),
+        (["--config.model.path=configs"], ["configs: no config.json"]),
     ],
     ids=lambda x: x[0] if isinstance(x[0], str) else "",
 )  # fmt: skip
@@ -95,6 +105,34 @@ def test_a_checkpoint_of_another_shape_is_one_line(tmp_path):
     tmp_path / "w", "--stages=profile", f"--config.model.path={model}"
   )
   _one_line(done, "embed_tokens", "shape", "expected")
+
+
+def test_a_home_stands_for_its_tilde_in_every_path(tmp_path):
+  """Config, workdir and cache: the run, all below a home of its own."""
+  shutil.copytree(policy.MINI, tmp_path / "model")
+  template = (policy.MINI / "chat_template.jinja").read_text()
+  (tmp_path / "t.jinja").write_text(
+    "{% if enable_thinking %}{% endif %}" + template
+  )
+  row = {
+    "messages": [
+      {"role": "user", "content": "q"},
+      {"role": "assistant", "content": "a"},
+    ]
+  }
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  done = _run(
+      "~/w", "--stages=import,candidates", "--config.model.path=~/model",
+      "--config.model.chat_template=~/t.jinja",
+      '--config.model.template_kwargs={"enable_thinking": false}',
+      "--config.data.path=~/rows.jsonl", "--config.data.format=auto",
+      config="configs/tau.py", HOME=str(tmp_path),
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "w" / "candidates.jsonl").read_text().count("\n") == 1
+  resolved = json.loads((tmp_path / "w" / "config.json").read_text())["config"]
+  assert resolved["model"]["path"] == str(tmp_path / "model")
+  assert not (ROOT / "~").exists()
 
 
 def test_a_second_run_is_refused(tmp_path):

@@ -159,7 +159,7 @@ def _hf_tokenizer(path):
     )
   # Of broken files the tokenizers library raises nothing narrower.
   except Exception as error:
-    first = (str(error) or type(error).__name__).splitlines()[0]
+    first = f"{type(error).__name__}: {error}".splitlines()[0]
     raise errors.InputError(
       f"{path}: no tokenizer; expected a Hugging Face directory ({first})"
     ) from error
