@@ -24,10 +24,8 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _COUNTS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
-_OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
-_NUMBERS = ("rms_norm_eps", "rope_theta")
 # Stored types of tensors, as safetensors names them.
 _STORED = ("F64", "F32", "F16", "BF16")
 _DTYPES = {
@@ -64,10 +62,8 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
     raise errors.InputError(
       f"{file}: architectures {found!r}; expected ['{ARCHITECTURE}']"
     )
-  for key in _COUNTS + _OPTIONAL_COUNTS:
+  for key in _COUNTS:
     value = values.get(key)
-    if value is None and key in _OPTIONAL_COUNTS:
-      continue
     if type(value) is not int or value < 1:
       raise errors.InputError(
         f"{file}: {key} {value!r}; expected an integer above 0"
@@ -76,7 +72,11 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
     wanted = _SUPPORTED[key]
     if value != wanted:
       raise errors.InputError(f"{file}: {key} {value!r}; expected {wanted!r}")
-  _check_sizes(values, file)
+  if values["head_dim"] % 2:
+    raise errors.InputError(
+      f"{file}: head_dim {values['head_dim']}; expected an even number, of"
+      " which halves are rotated"
+    )
   return values
 
 
@@ -104,12 +104,15 @@ def _features(values, file):
   partial = rope.get(
     "partial_rotary_factor", values.get("partial_rotary_factor", 1.0)
   )
-  for key in _NUMBERS:
-    value = rope.get(key, values.get(key, 1.0))
+  for key, value in (
+    ("rope_theta", rope.get("rope_theta", values.get("rope_theta"))),
+    ("rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
+  ):
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise errors.InputError(f"{file}: {key} {value!r}; expected a number")
   layers = values.get("layer_types") or ["full_attention"]
-  distinct = sorted(set(layers)) if isinstance(layers, list) else layers
+  layers = layers if isinstance(layers, list) else [layers]
+  distinct = sorted({str(layer) for layer in layers})
   return {
     "use_sliding_window": values.get("use_sliding_window") or False,
     "attention_bias": values.get("attention_bias") or False,
@@ -119,21 +122,6 @@ def _features(values, file):
     "hidden_act": values.get("hidden_act", "silu"),
     "quantization_config": values.get("quantization_config"),
   }
-
-
-def _check_sizes(values, file):
-  heads = values["num_attention_heads"]
-  if not values.get("head_dim") and values["hidden_size"] % heads:
-    raise errors.InputError(
-      f"{file}: hidden_size {values['hidden_size']}; expected a multiple of"
-      f" num_attention_heads {heads}, or a head_dim"
-    )
-  width = values.get("head_dim") or values["hidden_size"] // heads
-  if width % 2:
-    raise errors.InputError(
-      f"{file}: head_dim {width}; expected an even number, of which halves"
-      " are rotated"
-    )
 
 
 def check_tensors(path: pathlib.Path | str, config: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ _CONFIG = {
   "num_attention_heads": 2,
   "num_key_value_heads": 1,
   "head_dim": 4,
+  "rope_theta": 1e6,
   "tie_word_embeddings": False,
 }
 _HEAD = "lm_head.weight"
@@ -137,7 +138,8 @@ _SEEN_BEFORE_WORK = {
   "zero": (_config(num_hidden_layers=0), "num_hidden_layers 0; expected"),
   "kv": (_config(num_key_value_heads=0), "num_key_value_heads 0; expected"),
   "heads": (_config(num_attention_heads=3, num_key_value_heads=2), "multiple"),
-  "width": (_config(num_attention_heads=3, head_dim=None), "hidden_size 8;"),
+  "no width": (_config(head_dim=None), "head_dim None; expected an integer"),
+  "no theta": (_config(rope_theta=...), "rope_theta None; expected a number"),
   "odd width": (_config(head_dim=3), "head_dim 3; expected an even"),
   "theta": (_config(rope_theta="1e6"), "rope_theta '1e6'; expected a num"),
   "epsilon": (_config(rms_norm_eps=None), "rms_norm_eps None; expected"),
