@@ -24,7 +24,7 @@ def testdata() -> pathlib.Path:
   """Real trajectories and verifier cases: $PIVOTRL_TESTDATA."""
   path = pathlib.Path(
     os.environ.get("PIVOTRL_TESTDATA", ROOT.parent / "shared")
-  )
+  ).expanduser()
   if not path.is_dir():
     pytest.skip(f"no test data at {path}; set PIVOTRL_TESTDATA")
   return path

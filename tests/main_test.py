@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -133,6 +134,15 @@ def test_a_home_stands_for_its_tilde_in_every_path(tmp_path):
   resolved = json.loads((tmp_path / "w" / "config.json").read_text())["config"]
   assert resolved["model"]["path"] == str(tmp_path / "model")
   assert not (ROOT / "~").exists()
+
+
+def test_importers_know_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  row = {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": "a"}]}  # fmt: skip
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  found = importers.import_path(pathlib.Path("~/rows.jsonl"), domain="tau")
+  assert [len(t.messages) for t in found] == [2]
 
 
 def test_a_second_run_is_refused(tmp_path):

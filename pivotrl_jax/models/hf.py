@@ -17,6 +17,7 @@ from pivotrl_jax import errors
 ARCHITECTURE = "Qwen3ForCausalLM"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TEMPLATE = "chat_template.jinja"
+_NAMED_TEMPLATES = "additional_chat_templates"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -226,6 +227,8 @@ def save(
     source = pathlib.Path(tokenizer_path) / name
     if source.exists():
       shutil.copyfile(source, temporary / name)
+  if (named := pathlib.Path(tokenizer_path) / _NAMED_TEMPLATES).is_dir():
+    shutil.copytree(named, temporary / _NAMED_TEMPLATES)
   if chat_template is not None:
     (temporary / _TEMPLATE).write_text(chat_template, encoding="utf-8")
   # transformers 5 writes "dtype", 4 "torch_dtype": both read the latter.

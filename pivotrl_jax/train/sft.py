@@ -83,6 +83,13 @@ def load_demonstrations(
         config, tokenizer, trajectory, wanted[trajectory.id]
       )
       found[trajectory.id] = turns
+  count = sum(len(wanted[name]) for name in names)
+  fit = sum(map(len, found.values()))
+  if fit < count:
+    logging.warning(
+        "%d of %d demonstrations are over data.max_prompt_tokens=%d",
+        count - fit, count, config.data.max_prompt_tokens,
+    )  # fmt: skip
   kept = [found[name] for name in names if found[name]]
   if not kept:
     raise errors.InputError(

@@ -199,7 +199,7 @@ def test_parse_inverts_writing(content, calls):
     ids=range(9),
 )  # fmt: skip
 def test_hostile_output_is_read_quickly(text):
-  started = time.monotonic()
+  started = time.process_time()
   parse.parse(text)
   parse.parse(text, opened=True)
-  assert time.monotonic() - started < 0.2
+  assert time.process_time() - started < 0.2

@@ -255,14 +255,17 @@ def test_a_foreign_tokenizer_is_exported_as_it_is(checkpoint, tmp_path):
   """Also a file that we do not read, and with a class that 5 alone knows."""
   for name in ("special_tokens_map.json", "vocab.json", "tokenizer.model"):
     (checkpoint / name).write_bytes(b"{ }\r\n")
+  named = checkpoint / "additional_chat_templates" / "rag.jinja"
+  named.parent.mkdir()
+  named.write_text("{{ messages }}")
   (checkpoint / "tokenizer_config.json").write_text(
     '{"tokenizer_class":"TokenizersBackend",  "eos_token": "<|im_end|>"}'
   )
   loaded = policy.load(checkpoint)
   policy.save(tmp_path / "export", loaded, loaded.params)
   made = {"config.json", "model.safetensors"}
-  for file in checkpoint.iterdir():
-    exported = tmp_path / "export" / file.name
+  for file in filter(pathlib.Path.is_file, checkpoint.rglob("*")):
+    exported = tmp_path / "export" / file.relative_to(checkpoint)
     if file.name not in made:
       assert exported.read_bytes() == file.read_bytes()
   again = policy.load(tmp_path / "export")
@@ -270,7 +273,7 @@ def test_a_foreign_tokenizer_is_exported_as_it_is(checkpoint, tmp_path):
 
 
 def test_a_given_template_is_exported(checkpoint, tmp_path):
-  template = pathlib.Path(tmp_path / "t.jinja")
+  template = tmp_path / "t.jinja"
   template.write_text(
     (policy.MINI / "chat_template.jinja").read_text().replace("Tools", "Calls")
   )
