@@ -433,7 +433,7 @@ def _ours(row):
 def _theirs(peer, row):
   """A peer's figures: the last line of its script, or why there are none."""
   command = [
-    _PEER_PYTHON.value, str(_PEERS_AT / f"{peer}_{row.work}.py"),
+    os.path.expanduser(_PEER_PYTHON.value), str(_PEERS_AT / f"{peer}_{row.work}.py"),
     *map(str, row.shape), str(min(3, _STEPS.value)),
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True)

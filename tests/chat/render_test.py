@@ -14,7 +14,6 @@ from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
-from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy
 from pivotrl_jax.pivots import candidates as candidates_lib
@@ -397,7 +396,7 @@ def test_peers_without_reasoning(testdata):
 
 
 def test_peers_history_without_reasoning(testdata):
-  """Prompts are the template's to the token; only equal tokens are shared."""
+  """Prompts are the template's to the token, whatever they share."""
   tokenizer, rows = _peers(
     testdata, "a01_reasoning.jsonl", "a01_qwen3_like.jinja"
   )
@@ -408,10 +407,7 @@ def test_peers_history_without_reasoning(testdata):
   # the user speaks again, so turn 2's prompt no longer begins with turn 1's.
   first, second = (tokenizer.decode(rows[i][0]) for i in (1, 2))
   assert "step r1" in first and "step r1" not in second
-  prompts = [prompt for prompt, _, _ in rows]
-  for tree in trees.build(prompts):
-    for row, length in zip(tree.rows, tree.attach, strict=True):
-      np.testing.assert_array_equal(tree.trunk[:length], prompts[row])
+  assert rows[2][0][: len(rows[0][0])].tolist() == rows[0][2]
 
 
 def test_peers_arguments(testdata):

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,7 +16,6 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
-from pivotrl_jax.data import trees
 from pivotrl_jax.engines import policy
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
@@ -74,20 +74,21 @@ class GoldenTest(parameterized.TestCase):
       )
 
 
-def _rewritten_turns(folder):
+def _rewritten_turns():
   """(prompt, action) ids of three turns; reasoning stays till the next user."""
   own = (policy.MINI / "chat_template.jinja").read_text()
   thought = "{%- if message.reasoning_content %}"
   later = "messages[loop.index:] | selectattr('role', 'equalto', 'user') | list"
-  path = pathlib.Path(folder) / "t.jinja"
-  path.write_text(
-    own.replace(
-      thought, "{%- if message.reasoning_content and not (" + later + ") %}"
+  with tempfile.NamedTemporaryFile("w", suffix=".jinja") as file:
+    file.write(
+      own.replace(
+        thought, "{%- if message.reasoning_content and not (" + later + ") %}"
+      )
     )
-  )
-  tokenizer = tokenizer_lib.load(
-    policy.MINI, tokenizer_lib.Settings(chat_template=str(path))
-  )
+    file.flush()
+    tokenizer = tokenizer_lib.load(
+      policy.MINI, tokenizer_lib.Settings(chat_template=file.name)
+    )
   call = types.ToolCall("f", "{}")
   messages = (
     types.Message("user", "q"),
@@ -163,12 +164,13 @@ class TreeTest(parameterized.TestCase):
 
   def test_a_template_that_rewrites_the_history_shares_equal_tokens_only(self):
     """Thinking is dropped once the user speaks again, so prompts branch."""
-    turns = _rewritten_turns(self.create_tempdir().full_path)
+    turns = _rewritten_turns()
     prompts = [prompt % 64 for prompt, _ in turns]
     # The second prompt goes on from the first; the third does not.
-    self.assertEqual(
-      [len(tree.rows) for tree in trees.build([p for p, _ in turns])], [2, 1]
-    )
+    first, second, third = (prompt.tolist() for prompt, _ in turns)
+    self.assertEqual(second[: len(first)], first)
+    self.assertEqual(third[: len(first)], first)
+    self.assertNotEqual(third[: len(second)], second)
     rows = batches.Rows(
       prompts=prompts,
       actions=[action % 64 for _, action in turns],
