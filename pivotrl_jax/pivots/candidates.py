@@ -78,10 +78,13 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     if seen[what]:
       logging.warning("candidates: %d of %d %s", seen[what], count, advice)
   if not count:
-    reason = f"; the first: {skipped[0]['reason']}" if skipped else ""
+    reason = ""
+    if skipped:
+      reason = f" ({len(skipped)} left out; the first: {skipped[0]['reason']})"
     raise errors.InputError(
-      f"{workdir}/trajectories.jsonl: no candidate in it{reason}; expected"
-      " successful trajectories (or data.successful_only=False)"
+      f"{workdir}/trajectories.jsonl: no candidate in it"
+      f"{reason}; expected an assistant turn"
+      " (data.successful_only=False also takes failed trajectories)"
     )
 
 
