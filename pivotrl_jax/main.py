@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 
@@ -32,118 +33,44 @@ _STAGES = flags.DEFINE_list(
   "stages", None, "Stages to run, in order; all by default."
 )
 
-# Stage -> (function, config sections it reads, inputs, outputs, what an
-# interrupted run of it resumes from).
-STAGES = {
-    "import": (
-        "pivotrl_jax.data.importers:run", ("data", "domain", "seed"),
-        (), ("trajectories.jsonl",), (),
-    ),
-    "candidates": (
-        "pivotrl_jax.pivots.candidates:run", ("data",),
-        ("trajectories.jsonl",), ("candidates.jsonl",), (),
-    ),
-    "warm_start": (
-        "pivotrl_jax.train.sft:run_warm_start",
-        ("data", "model", "warm_start", "sft", "seed"),
-        ("trajectories.jsonl", "candidates.jsonl"), ("warm_start",), (),
-    ),
-    "profile": (
-        "pivotrl_jax.pivots.profile:run",
-        ("data", "model", "profile", "rollout", "verifier", "reward", "seed",
-         "warm_start"),
-        ("trajectories.jsonl", "candidates.jsonl", "warm_start"),
-        ("profiles.jsonl",), ("profiles.jsonl.partial",),
-    ),
-    "select": (
-        "pivotrl_jax.pivots.select:run", ("pivots", "select", "seed"),
-        ("profiles.jsonl",), ("pivots.jsonl",), (),
-    ),
-    "train": (
-        "pivotrl_jax.train.loop:run",
-        ("data", "model", "rollout", "verifier", "reward", "seed", "method",
-         "optimizer", "train", "sft", "warm_start"),
-        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl",
-         "warm_start"),
-        ("export", "metrics.jsonl"),
-        ("checkpoints", "metrics.jsonl", "tb", "export"),
-    ),
-    "evaluate": (
-        "pivotrl_jax.evaluation.evaluate:run",
-        ("domain", "model", "rollout", "evaluation", "seed", "warm_start",
-         "data"),
-        ("export", "warm_start"), ("evals.jsonl",), (),
-    ),
-    "report": (
-        "pivotrl_jax.report.write:run", ("pivots", "report"),
-        ("trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
-         "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl"),
-        ("report",), (),
-    ),
-    "export": (
-        "pivotrl_jax.pivots.export:run", (),
-        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl"),
-        ("pivot_rows.jsonl",), (),
-    ),
-}  # fmt: skip
-# Stages that run only when they are asked for.
-_BY_NAME = ("export",)
-DEFAULT_STAGES = tuple(s for s in STAGES if s not in _BY_NAME)
 
-
-def run(config, path: pathlib.Path, stages: list[str]) -> None:
-  """Runs `stages` in `path`; those already done are skipped."""
+def run(config, path: pathlib.Path, names: list[str]) -> None:
+  """Runs the stages `names` in `path`; those already done are skipped."""
   with workdir_lib.opened(path):
     described = workdir_lib.describe(config.to_dict())
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     records.write_text(path / "config.json", [text])
-    for stage in stages:
-      if stage == "warm_start" and not config.warm_start.steps:
+    for name in names:
+      if name == "warm_start" and not config.warm_start.steps:
         continue
-      _run_stage(config, path, stage)
+      _run_stage(config, path, name)
 
 
-def _run_stage(config, path, stage):
-  function, sections, inputs, outputs, partial = STAGES[stage]
-  values = config.to_dict()
-  key = {
-    "config": workdir_lib.digest({s: values[s] for s in sections}),
-    "inputs": {n: workdir_lib.fingerprint(path / n) for n in inputs},
-    "outside": [
-      workdir_lib.stat_key(place)
-      for section, place in (
-        ("data", config.data.path),
-        ("model", config.model.path),
-      )
-      if section in sections and place
-    ],
-  }
-  if workdir_lib.is_done(path, stage, key):
-    logging.info("%s: done before", stage)
+def _run_stage(config, path, name):
+  stage = stages.stage(config, name)
+  key = stages.key(config, path, name) | stages.grown(config, name)
+  if workdir_lib.is_done(path, name, key):
+    logging.info("%s: done before", name)
     return
   missing = [
-      n for n in inputs
-      if not (path / n).exists() and n not in _OPTIONAL
-  ]  # fmt: skip
+    n
+    for n in stages.inputs(config, name)
+    if not (path / n).exists() and n not in stages.OPTIONAL
+  ]
   if missing:
     raise errors.InputError(
-      f"--stages={stage}: {path / missing[0]} is missing; expected the"
+      f"--stages={name}: {path / missing[0]} is missing; expected the"
       " stages before it to have run"
     )
-  workdir_lib.begin(path, stage, key, list(partial))
+  workdir_lib.begin(path, name, key, [*stage.resumes, *stage.outputs])
   started = time.monotonic()
-  module, name = function.split(":")
-  getattr(importlib.import_module(module), name)(config, path)
-  workdir_lib.mark_done(path, stage, key, list(outputs))
+  module, function = stage.function.split(":")
+  getattr(importlib.import_module(module), function)(config, path)
+  workdir_lib.mark_done(path, name, key, list(stage.outputs))
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
-    out.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
-  logging.info("%s: %.1f s", stage, seconds)
-
-
-# Inputs that a run may lack: without a warm start, without a world.
-_OPTIONAL = ("warm_start", "export", "metrics.jsonl", "evals.jsonl",
-             "skipped.jsonl", "profiles.jsonl", "pivots.jsonl")  # fmt: skip
+    out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
+  logging.info("%s: %.1f s", name, seconds)
 
 
 def _ours(record) -> bool:
@@ -162,15 +89,15 @@ def main(_) -> None:
     raise errors.InputError(
       "--config: not given; expected a file such as configs/swe.py"
     )
-  stages = list(_STAGES.value or DEFAULT_STAGES)
-  unknown = [s for s in stages if s not in STAGES]
+  names = list(_STAGES.value or stages.DEFAULT)
+  unknown = [s for s in names if s not in stages.STAGES]
   if unknown:
     raise errors.InputError(
-      f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+      f"--stages: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
     )
   config_check.check(_CONFIG.value)
   _keep_programs()
-  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
+  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), names)
 
 
 def _keep_programs():
