@@ -5,6 +5,12 @@
 Bad input of any kind ends in one line on standard error and status 2.
 """
 
+from pivotrl_jax import interrupt
+
+if __name__ == "__main__":
+  interrupt.install()  # Before the imports, which take seconds.
+
+from collections.abc import Sequence
 import importlib
 import json
 import logging as py_logging
@@ -21,9 +27,9 @@ from ml_collections import config_flags
 
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax import progress
 from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
-from pivotrl_jax.data import records
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -32,24 +38,42 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
 _STAGES = flags.DEFINE_list(
   "stages", None, "Stages to run, in order; all by default."
 )
+_REDO = flags.DEFINE_list(
+  "redo", [], "Stages to do again, with what was made from their outputs."
+)
 
 
-def run(config, path: pathlib.Path, names: list[str]) -> None:
-  """Runs the stages `names` in `path`; those already done are skipped."""
+def run(
+  config, path: pathlib.Path, names: Sequence[str], redo: Sequence[str] = ()
+) -> None:
+  """Runs the stages `names` in `path`; those already done are skipped.
+
+  Args:
+    config: resolved and checked.
+    path: the workdir.
+    names: keys of `stages.STAGES`, in order.
+    redo: stages whose outputs, and what was made of them, give way first.
+
+  Raises:
+    InputError: bad input, or a costly stage that was made otherwise.
+  """
+  names = [n for n in names if n != "warm_start" or config.warm_start.steps]
   with workdir_lib.opened(path):
+    aside = progress.next_aside(path)
+    progress.check(config, path, names, redo)
+    if redo:
+      progress.redo(config, path, redo, aside)
     described = workdir_lib.describe(config.to_dict())
-    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    records.write_text(path / "config.json", [text])
+    progress.write_config(path, described, aside)
+    workdir_lib.remember(path)
     for name in names:
-      if name == "warm_start" and not config.warm_start.steps:
-        continue
-      _run_stage(config, path, name)
+      _run_stage(config, path, name, aside)
+    progress.ended(path)
+    workdir_lib.remember(path)
 
 
-def _run_stage(config, path, name):
-  stage = stages.stage(config, name)
-  key = stages.key(config, path, name) | stages.grown(config, name)
-  if workdir_lib.is_done(path, name, key):
+def _run_stage(config, path, name, aside):
+  if progress.is_done(config, path, name):
     logging.info("%s: done before", name)
     return
   missing = [
@@ -62,11 +86,11 @@ def _run_stage(config, path, name):
       f"--stages={name}: {path / missing[0]} is missing; expected the"
       " stages before it to have run"
     )
-  workdir_lib.begin(path, name, key, [*stage.resumes, *stage.outputs])
+  progress.begin(config, path, name, aside)
   started = time.monotonic()
-  module, function = stage.function.split(":")
+  module, function = stages.stage(config, name).function.split(":")
   getattr(importlib.import_module(module), function)(config, path)
-  workdir_lib.mark_done(path, name, key, list(stage.outputs))
+  progress.finish(config, path, name)
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
@@ -89,15 +113,16 @@ def main(_) -> None:
     raise errors.InputError(
       "--config: not given; expected a file such as configs/swe.py"
     )
-  names = list(_STAGES.value or stages.DEFAULT)
-  unknown = [s for s in names if s not in stages.STAGES]
-  if unknown:
-    raise errors.InputError(
-      f"--stages: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
-    )
+  names = _STAGES.value or stages.DEFAULT
+  for flag, given in (("stages", names), ("redo", _REDO.value)):
+    unknown = [s for s in given if s not in stages.STAGES]
+    if unknown:
+      raise errors.InputError(
+        f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
+      )
   config_check.check(_CONFIG.value)
   _keep_programs()
-  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), names)
+  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), names, _REDO.value)
 
 
 def _keep_programs():
@@ -130,8 +155,9 @@ def entry() -> None:
   except OSError as error:
     place = error.filename or "a file"
     _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)
-  except KeyboardInterrupt:
-    _fail("interrupted; the same command goes on", 130)
+  except interrupt.Stopped as stopped:
+    _fail(f"{stopped}: what is complete stays, the same command goes on",
+          stopped.status)  # fmt: skip
 
 
 def _fail(line, status):

@@ -5,12 +5,15 @@ nothing else: a stage whose key is unchanged need not run again. Which runs
 can share what a stage made is told by `lineage`, before any of them started.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import json
 import pathlib
 from typing import Any, Literal
 
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy
+from pivotrl_jax.train import checkpoints
 from pivotrl_jax.verifiers import verify
 
 
@@ -24,6 +27,7 @@ class Stage:
     inputs: files and folders of the workdir that it reads.
     outputs: those that are whole when it ends.
     resumes: what an interrupted run of it leaves, and goes on from.
+    logs: what it writes meanwhile.
     but: keys of `config` that have no effect on this stage.
     grows: keys whose new value it goes on to from what it made.
     changed: what another key means for what was made: "refuse" (it is costly:
@@ -35,6 +39,7 @@ class Stage:
   inputs: tuple[str, ...]
   outputs: tuple[str, ...]
   resumes: tuple[str, ...] = ()
+  logs: tuple[str, ...] = ()
   but: tuple[str, ...] = ()
   grows: tuple[str, ...] = ()
   changed: Literal["refuse", "move", "replace"] = "move"
@@ -91,8 +96,9 @@ STAGES = {
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "pivots.jsonl", "warm_start",
     ),
-    outputs=("export", "metrics.jsonl"),
-    resumes=("checkpoints", "tb"),
+    outputs=("export",),
+    resumes=("checkpoints",),
+    logs=("metrics.jsonl", "tb"),
     grows=("train.steps",),
     changed="refuse",
   ),
@@ -132,8 +138,9 @@ _SFT = dataclasses.replace(
   config=(
     "data.max_prompt_tokens", "model", "seed", "method", "optimizer", "sft",
     "train.learning_rate", "train.warmup_steps", "train.weight_decay",
-    "train.clip_norm", "train.steps", "warm_start.steps",
+    "train.clip_norm", "train.steps", "train.init", "warm_start.steps",
   ),
+  but=("rollout",),  # What is watched is sampled by it.
   inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
 )  # fmt: skip
 
@@ -177,18 +184,23 @@ def reads(config: Any, name: str) -> dict[str, Any]:
   Args:
     config: a resolved config.
     name: of a stage.
+
+  Raises:
+    InputError: `train.init` names no checkpoint.
   """
+  return _contents(given(config, name), {})
+
+
+def given(config: Any, name: str) -> dict[str, Any]:
+  """`reads` with places as the config names them."""
   found = stage(config, name)
-  without = (*HARMLESS, *found.but, *found.grows, *_idle(config, name))
-  values = {
+  return {
     key: value
     for key, value in flat(config.to_dict()).items()
-    if _within(key, found.config) and not _within(key, without)
+    if _within(key, found.config)
+    and not _within(key, found.grows)
+    and not is_harmless(config, name, key)
   }
-  for key, contents in _OUTSIDE.items():
-    if key in values:
-      values[key] = contents(values[key])
-  return values
 
 
 def grown(config: Any, name: str) -> dict[str, Any]:
@@ -198,7 +210,12 @@ def grown(config: Any, name: str) -> dict[str, Any]:
 
 
 def key(
-  config: Any, workdir: pathlib.Path, name: str, *, expected: Any = None
+  config: Any,
+  workdir: pathlib.Path,
+  name: str,
+  *,
+  expected: Mapping[str, str] | None = None,
+  init: str | None = None,
 ) -> dict[str, Any]:
   """All that decides what a stage makes: `reads`, and its inputs' contents.
 
@@ -207,14 +224,17 @@ def key(
     workdir: where its inputs are.
     name: of a stage.
     expected: input -> hash, of inputs that are about to be made again.
+    init: what `train.init` held when it was taken up; None if it was not yet.
 
   Returns:
     `section.key` -> value and input -> hash, None where it is absent.
   """
+  known = {"train.init": init} if init else {}
+  values = _contents(given(config, name), known)
   expected = expected or {}
-  return reads(config, name) | {
-    name: expected.get(name) or workdir_lib.fingerprint(workdir / name)
-    for name in inputs(config, name)
+  return values | {
+    file: expected.get(file) or workdir_lib.fingerprint(workdir / file)
+    for file in inputs(config, name)
   }
 
 
@@ -244,15 +264,27 @@ def inputs(config: Any, name: str) -> tuple[str, ...]:
   return tuple(n for n in names if n != "warm_start" or config.warm_start.steps)
 
 
-def needs(config: Any, name: str) -> tuple[str, ...]:
-  """The stages whose outputs a stage reads, and theirs, in order."""
+def makers(config: Any, name: str) -> tuple[str, ...]:
+  """The stages that make what a stage reads."""
   wanted = set(inputs(config, name))
-  found = set()
+  return tuple(
+    s for s, made in STAGES.items() if wanted & {*made.outputs, *made.logs}
+  )
+
+
+def needs(config: Any, name: str) -> tuple[str, ...]:
+  """The makers of what a stage reads, and of what they read, in order."""
+  found: set[str] = set()
   for each in reversed(STAGES):
-    if wanted & set(STAGES[each].outputs):
-      found.add(each)
-      wanted |= set(inputs(config, each))
+    if each == name or each in found:
+      found |= set(makers(config, each))
   return tuple(s for s in STAGES if s in found)
+
+
+def shown(key: str) -> str:
+  """How a line names what it says the value of."""
+  files = {file for stage in STAGES.values() for file in stage.inputs}
+  return f"contents of {key}" if key in files | _OUTSIDE.keys() else key
 
 
 def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -264,6 +296,21 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     else:
       found[before + name] = value
   return found
+
+
+def is_harmless(config: Any, name: str, key: str) -> bool:
+  """Whether no value of a key changes what a stage makes."""
+  but = stage(config, name).but
+  return _within(key, (*HARMLESS, *but, *_idle(config, name)))
+
+
+def _contents(values, known):
+  """`values`, places as what they hold: `known`, or else read."""
+  found = dict(values)
+  for key, read in _OUTSIDE.items():
+    if key in found:
+      found[key] = known.get(key) or read(found[key])
+  return json.loads(json.dumps(found))  # As it is when read from a file.
 
 
 def _idle(config, name):
@@ -297,8 +344,13 @@ def _data(path):
   return workdir_lib.fingerprint(pathlib.Path(path).expanduser())
 
 
+def _checkpoint(place):
+  return checkpoints.contents(checkpoints.find(place)) if place else ""
+
+
 # Keys that name places outside the workdir -> the hash of what is there.
 _OUTSIDE = {
   "data.path": _data,
   "model.path": _model,
+  "train.init": _checkpoint,
 }

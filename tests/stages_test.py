@@ -1,9 +1,14 @@
 """What a stage's key holds: what decides its outputs, and nothing else."""
 
+import importlib
+import json
+import time
+
 import pytest
 
 from configs import swe
 from pivotrl_jax import stages
+from pivotrl_jax import workdir as workdir_lib
 
 
 def _config(**values):
@@ -43,3 +48,115 @@ def test_lineage_tells_which_runs_share_a_stage(changed, value, touched):
   }
   # Without a warm start that stage does not run.
   assert differ - {"warm_start"} == touched
+
+
+def test_a_warm_start_counts_by_what_it_made():
+  off, on = _config(), _config(**{"warm_start.steps": 3})
+  assert stages.needs(off, "profile") == ("import", "candidates")
+  assert stages.needs(on, "profile") == ("import", "candidates", "warm_start")
+  assert "model.path" in stages.given(off, "profile")
+  assert "model.path" not in stages.given(on, "profile")
+  other = _config(**{"warm_start.steps": 3, "warm_start.learning_rate": 1.0})
+  assert stages.given(on, "profile") == stages.given(other, "profile")
+  assert stages.lineage(on, "profile") != stages.lineage(other, "profile")
+
+
+def test_sft_reads_no_pivots():
+  sft = _config(method="sft")
+  assert stages.needs(sft, "train") == ("import", "candidates")
+  for name, value in (("train.clip_low", 0.1), ("verifier.name", "strict")):
+    other = _config(method="sft", **{name: value})
+    assert stages.lineage(sft, "train") == stages.lineage(other, "train")
+    both = _config(), _config(**{name: value})
+    assert len({str(stages.given(c, "train")) for c in both}) == 2
+
+
+def test_contents_count_not_names_or_times(tmp_path):
+  one, other = tmp_path / "one", tmp_path / "other"
+  for folder in (one, other):
+    (folder / "x").mkdir(parents=True)
+    (folder / "x" / "a.jsonl").write_text("{}\n")
+    (folder / f".hidden-{folder.name}").write_text(folder.name)
+  same = [
+    stages.reads(
+      _config(**{"data.format": "auto", "data.path": str(p)}), "import"
+    )
+    for p in (one, other)
+  ]
+  assert same[0] == same[1]
+  (other / "x" / "a.jsonl").write_text("[]\n")
+  assert workdir_lib.fingerprint(one) != workdir_lib.fingerprint(other)
+  (other / "x" / "a.jsonl").write_text("{}\n")
+  (other / "x" / "a.jsonl").rename(other / "x" / "b.jsonl")
+  assert workdir_lib.fingerprint(one) != workdir_lib.fingerprint(other)
+
+
+class _Recorder:
+  """A config that remembers which keys were read."""
+
+  def __init__(self, config, seen, before=""):
+    self._config, self._seen, self._before = config, seen, before
+
+  def __getitem__(self, name):
+    value = self._config[name]
+    if hasattr(value, "to_dict"):
+      return _Recorder(value, self._seen, f"{self._before}{name}.")
+    self._seen.add(self._before + name)
+    return value
+
+  __getattr__ = __getitem__
+
+  def get(self, name, default=None):
+    return self[name] if name in self._config else default
+
+  def to_dict(self):
+    values = self._config.to_dict()
+    self._seen.update(stages.flat(values, self._before))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        # Evaluated before training: one policy, and it compiles less.
+        ("pivotrl",
+         ["import", "candidates", "profile", "select", "evaluate", "train",
+          "report", "export"]),
+        ("sft", ["import", "candidates", "warm_start", "train"]),
+    ],
+)  # fmt: skip
+def test_a_key_holds_what_its_stage_reads(small, tmp_path, method, names):
+  """Every key a stage reads decides, or is known to be harmless; no other."""
+  config = _config(
+    method=method,
+    select="random",
+    **{
+      "model.path": small,
+      "warm_start.steps": 2 if "warm_start" in names else 0,
+      "warm_start.trajectories": 1,
+      "data.trajectories": 2,
+      "data.max_prompt_tokens": 512,
+      "profile.group_size": 2,
+      "rollout.group_size": 2,
+      "rollout.pivots_per_step": 2,
+      "rollout.max_tokens": 8,
+      "train.steps": 1,
+      "train.watch_prompts": 1,
+      "evaluation.tasks": 1,
+      "evaluation.questions": 1,
+      "evaluation.max_turns": 1,
+    },
+  )
+  text = json.dumps({"config": config.to_dict()})
+  (tmp_path / "config.json").write_text(text)
+  for name in names:
+    seen = set()
+    module, function = stages.STAGES[name].function.split(":")
+    t=time.time()
+    run = getattr(importlib.import_module(module), function)
+    run(_Recorder(config, seen), tmp_path)
+    print(name, time.time()-t)
+    decides = set(stages.given(config, name) | stages.grown(config, name))
+    more = {k for k in seen - decides if not stages.is_harmless(config, name, k)}
+    assert not more, f"{name} reads {more}, which its key lacks"
+    print(name, "unread", decides - seen)

@@ -3,33 +3,11 @@
 import json
 import shutil
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
 from configs import swe
 from pivotrl_jax import main
-from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
-from pivotrl_jax.models import qwen3
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-  """The mini policy's tokenizer with one random layer: it compiles fast."""
-  path = tmp_path_factory.mktemp("checkpoint")
-  shape = hf.read_config(policy_lib.MINI) | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-  }
-  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  hf.save(path, jax.device_get(nn.unbox(params)), shape, policy_lib.MINI)
-  return str(path)
 
 
 def _config(method, model, **train):
