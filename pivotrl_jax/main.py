@@ -88,7 +88,7 @@ def _run_stage(config, path, name, aside):
     )
   progress.begin(config, path, name, aside)
   started = time.monotonic()
-  module, function = stages.stage(config, name).function.split(":")
+  module, function = stages.STAGES[name].function.split(":")
   getattr(importlib.import_module(module), function)(config, path)
   progress.finish(config, path, name)
   seconds = time.monotonic() - started

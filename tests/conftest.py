@@ -3,6 +3,7 @@
 import os
 import pathlib
 import subprocess
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -24,6 +25,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests"))  # For what tests share: reads.py.
 
 
 @pytest.fixture(scope="session")

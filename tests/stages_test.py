@@ -1,9 +1,5 @@
 """What a stage's key holds: what decides its outputs, and nothing else."""
 
-import importlib
-import json
-import time
-
 import pytest
 
 from configs import swe
@@ -89,74 +85,3 @@ def test_contents_count_not_names_or_times(tmp_path):
   (other / "x" / "a.jsonl").write_text("{}\n")
   (other / "x" / "a.jsonl").rename(other / "x" / "b.jsonl")
   assert workdir_lib.fingerprint(one) != workdir_lib.fingerprint(other)
-
-
-class _Recorder:
-  """A config that remembers which keys were read."""
-
-  def __init__(self, config, seen, before=""):
-    self._config, self._seen, self._before = config, seen, before
-
-  def __getitem__(self, name):
-    value = self._config[name]
-    if hasattr(value, "to_dict"):
-      return _Recorder(value, self._seen, f"{self._before}{name}.")
-    self._seen.add(self._before + name)
-    return value
-
-  __getattr__ = __getitem__
-
-  def get(self, name, default=None):
-    return self[name] if name in self._config else default
-
-  def to_dict(self):
-    values = self._config.to_dict()
-    self._seen.update(stages.flat(values, self._before))
-    return values
-
-
-@pytest.mark.parametrize(
-    ("method", "names"),
-    [
-        # Evaluated before training: one policy, and it compiles less.
-        ("pivotrl",
-         ["import", "candidates", "profile", "select", "evaluate", "train",
-          "report", "export"]),
-        ("sft", ["import", "candidates", "warm_start", "train"]),
-    ],
-)  # fmt: skip
-def test_a_key_holds_what_its_stage_reads(small, tmp_path, method, names):
-  """Every key a stage reads decides, or is known to be harmless; no other."""
-  config = _config(
-    method=method,
-    select="random",
-    **{
-      "model.path": small,
-      "warm_start.steps": 2 if "warm_start" in names else 0,
-      "warm_start.trajectories": 1,
-      "data.trajectories": 2,
-      "data.max_prompt_tokens": 512,
-      "profile.group_size": 2,
-      "rollout.group_size": 2,
-      "rollout.pivots_per_step": 2,
-      "rollout.max_tokens": 8,
-      "train.steps": 1,
-      "train.watch_prompts": 1,
-      "evaluation.tasks": 1,
-      "evaluation.questions": 1,
-      "evaluation.max_turns": 1,
-    },
-  )
-  text = json.dumps({"config": config.to_dict()})
-  (tmp_path / "config.json").write_text(text)
-  for name in names:
-    seen = set()
-    module, function = stages.STAGES[name].function.split(":")
-    t=time.time()
-    run = getattr(importlib.import_module(module), function)
-    run(_Recorder(config, seen), tmp_path)
-    print(name, time.time()-t)
-    decides = set(stages.given(config, name) | stages.grown(config, name))
-    more = {k for k in seen - decides if not stages.is_harmless(config, name, k)}
-    assert not more, f"{name} reads {more}, which its key lacks"
-    print(name, "unread", decides - seen)
