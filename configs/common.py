@@ -129,7 +129,11 @@ def _embedded(domain):
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=40,
+    steps=40,  # More than were taken: training goes on.
+    # WORKDIR or WORKDIR/STEP of another run: training goes on from that
+    # checkpoint's parameters, optimizer and step; "" = the starting policy,
+    # which stays the reference either way.
+    init="",
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,
