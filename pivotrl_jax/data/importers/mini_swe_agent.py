@@ -42,7 +42,7 @@ def _trajectory(file, line, value):
     file,
     "mini_swe_agent",
     None,
-    chat.messages(seen),
+    chat.messages(seen, also=("extra",)),
     tools=file.beside("tools.json") or (),
     task_id=instance,
     reward=success,

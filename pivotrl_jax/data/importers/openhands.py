@@ -24,6 +24,9 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """The trajectory that ends in the last call; given-up attempts skipped."""
   last_line, last = None, None
   for line, value in file.rows():
+    if isinstance(value, files.Skip):
+      yield value
+      continue
     if last is not None and _length(value) < _length(last):
       yield files.Skip(
         file.name, str(last_line), "an attempt that was restarted"

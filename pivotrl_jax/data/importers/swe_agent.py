@@ -16,6 +16,9 @@ from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
 
+# What a step's entry says besides its message; its content holds the thought.
+_KEYS = ("action", "is_demo", "message_type", "thought", "tool_call_ids")
+
 
 def matches(value: Any) -> bool:
   """Whether a document is a SWE-agent trajectory."""
@@ -61,7 +64,7 @@ def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
     role = records.field(entry, "role", str, here)
     if entry.get("is_demo") or entry.get("message_type") == "demonstration":
       continue
-    message = chat.message(entry, here)
+    message = chat.message(entry, here, also=_KEYS)
     if role == "assistant" and not message.tool_calls and entry.get("action"):
       message = _as_call(entry, f"call_{len(found)}")
     elif role == "user" and found and _is_text_call(found[-1]):

@@ -39,7 +39,7 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a row or file."""
   for line, value in file.rows():
     build = _trajectory if _is_xml_chat(value) else swe_agent.trajectory
-    yield chat.attempt(file, line, build, file, line, value)
+    yield chat.one_row(file, line, value, build)
 
 
 def _is_xml_chat(value):

@@ -75,6 +75,9 @@ def matches(value: Any) -> bool:
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a simulation, or a row of a split."""
   for _, value in file.rows():
+    if isinstance(value, files.Skip):
+      yield value
+      continue
     chosen = _split_rows if "splits" in value else _simulations
     try:
       yield from chosen(file, value)
@@ -124,7 +127,7 @@ def _trajectory(file, results, simulation, tasks, tools):
   if solo:
     ticket = records.field(tasks.get(task_id), "ticket", str, "task")
   seen = [
-    chat.message(_as_openai(value), f"messages[{i}]")
+    chat.message(_as_openai(value), f"messages[{i}]", also=("raw_data",))
     for i, value in enumerate(
       records.field(simulation, "messages", list, place)
     )

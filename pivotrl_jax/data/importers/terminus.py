@@ -31,8 +31,11 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a `metadata.row_idx`; its rows follow each other."""
   for index, group in itertools.groupby(file.rows(), _row_index):
     rows = [row for _, row in group]
-    where = None if index is None else str(index)
-    yield chat.attempt(file, where, _trajectory, file, index, rows)
+    if isinstance(rows[0], files.Skip):
+      yield from rows
+    else:
+      where = None if index is None else str(index)
+      yield chat.attempt(file, where, _trajectory, file, index, rows)
 
 
 def commands(content: str) -> list[Any] | None:
@@ -50,6 +53,8 @@ def commands(content: str) -> list[Any] | None:
 
 def _row_index(numbered):
   row = numbered[1]
+  if isinstance(row, files.Skip):
+    return numbered[0]
   metadata = row.get("metadata") if isinstance(row, dict) else None
   return metadata.get("row_idx") if isinstance(metadata, dict) else None
 

@@ -104,7 +104,7 @@ def test_everything_left_out_has_a_reason(testdata):
     "mini_swe_agent": 4,  # Timed out before the first turn.
     "nemo_gym": 4,  # deep_swe: no prompt.
     "openhands": 2,  # The same runs in two logs.
-    "tau2_bench": 37,  # The SFT rows once more as OpenAI JSONL.
+    "tau2_bench": 39,  # The SFT rows once more as OpenAI JSONL; two .toml.
   }
   assert all(s.reason and s.file for found in skips.values() for s in found)
 

@@ -111,22 +111,16 @@ _ROWS = {
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
   ),
   "tau_bench": (
-    [
-      {
-        "task_id": 1,
-        "trial": 0,
-        "reward": 0.0,
-        "traj": [
-          _SYSTEM,
-          _USER,
-          {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [_NESTED_CALL],
-          },
-        ],
-      }
-    ],
+    {
+      "task_id": 1,
+      "trial": 0,
+      "reward": 0.0,
+      "traj": [
+        _SYSTEM,
+        _USER,
+        {"role": "assistant", "content": None, "tool_calls": [_NESTED_CALL]},
+      ],
+    },
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
   ),
   "mini_swe_agent": (
@@ -527,7 +521,8 @@ def _write(path, rows):
 
 
 def _config(**data):
-  filled = {"format": "auto", "path": "", "trajectories": 0, **data}
+  base = {"format": "auto", "path": "", "trajectories": 0, "tools": ""}
+  filled = {**base, **data}
   return ml_collections.ConfigDict({
       "domain": "tau", "seed": 0, "data": filled
   })  # fmt: skip
@@ -567,7 +562,8 @@ def test_format_chooses_among_the_files_of_a_folder(tmp_path):
   _write(tmp_path / "b.jsonl", [_ROWS["mirorl"][0]])
   taken, skip = importers.import_path(tmp_path, "openai")
   assert taken.id == "a:1"
-  assert (skip.file, skip.reason) == ("b.jsonl", "not of data.format openai")
+  assert skip.file == "b.jsonl"
+  assert skip.reason.startswith("not of data.format openai; found an object")
 
 
 def test_detect(tmp_path):
@@ -586,7 +582,7 @@ def test_detect(tmp_path):
     ({"path": ".", "format": "tau3"}, "data.format: 'tau3'; expected"),
     ({"format": "world", "trajectories": 1}, "'tau' has no mini world"),
     ({"path": "empty"}, "no trajectory imported"),
-    ({"path": "torn.jsonl"}, "torn.jsonl:2: truncated last line?"),
+    ({"path": "torn.jsonl"}, "no trajectory imported (truncated last line?"),
     ({"path": "rows.parquet"}, "rows.parquet: "),
   ],
 )
@@ -594,15 +590,12 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, data, wanted):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "empty").mkdir()
   whole = json.dumps(_ROWS["openai"][0])
-  (tmp_path / "torn.jsonl").write_text(f"{whole}\n{whole[:40]}")
+  (tmp_path / "torn.jsonl").write_text(whole[:40])
   (tmp_path / "rows.parquet").write_bytes(b"PAR1")
   with pytest.raises(errors.InputError) as raised:
     importers.run(_config(**data), tmp_path)
   assert wanted in str(raised.value)
   assert "\n" not in str(raised.value)
-  assert not (tmp_path / "trajectories.jsonl").exists() or data == {
-    "path": "empty"
-  }
 
 
 def test_world_demonstrations_succeed(tmp_path):
