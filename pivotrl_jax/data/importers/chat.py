@@ -109,6 +109,12 @@ def trajectory(
     raise errors.InputError(f"reward: {reward}; expected a finite number")
   if not any(m.role == "assistant" and not m.context for m in messages):
     raise errors.InputError("messages: no assistant turn")
+  for i, m in enumerate(messages):
+    if m.role == "assistant" and not (m.context or m.tool_calls):
+      if not m.content.strip():
+        raise errors.InputError(
+          f"messages[{i}]: an empty demonstration, without text and call"
+        )
   own_id = file.stem if native_id is None else f"{file.stem}:{native_id}"
   return types.Trajectory(
     id=own_id,
@@ -206,8 +212,19 @@ def untrained(value: dict[str, Any], place: str) -> bool:
   return False
 
 
-def tool_call(value: Any, place: str) -> types.ToolCall:
-  """A call as OpenAI nests it, or flat, under the names that logs give it."""
+def tool_call(
+  value: Any,
+  place: str,
+  *,
+  given: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+) -> types.ToolCall:
+  """A call as OpenAI nests it, or flat, under the names that logs give it.
+
+  Args:
+    value, place: what is read, and where it is in its row.
+    given: makes of a name and arguments that are an object those that the
+      call had; all of them if it is not given.
+  """
   value = parsed(value, place)
   inner = value
   nested = isinstance(value, dict) and known.is_content(value.get("function"))
@@ -233,11 +250,12 @@ def tool_call(value: Any, place: str) -> types.ToolCall:
   name = one_of(inner, _CALL_NAMES, place)
   if not isinstance(name, str) or not name:
     raise errors.InputError(f"{place}.name: {name!r:.80}; expected a name")
+  arguments = one_of(inner, _CALL_ARGUMENTS, place)
+  if isinstance(arguments, dict) and given is not None:
+    arguments = given(name, arguments)
   return types.ToolCall(
     name=name,
-    arguments=arguments_text(
-      one_of(inner, _CALL_ARGUMENTS, place), f"{place}.arguments"
-    ),
+    arguments=arguments_text(arguments, f"{place}.arguments"),
     id=own_id(one_of(value, _CALL_IDS, place), f"{place}.id"),
   )
 

@@ -13,11 +13,10 @@ from pivotrl_jax import errors
 # Facts about a message, a part or a call that a model neither reads nor
 # writes: names and ids, clocks and costs, and a provider's copy of its reply.
 METADATA = frozenset((
-    "_id", "additional_kwargs", "agent", "annotations", "cache_control",
+    "_id", "agent", "annotations", "cache_control",
     "citations", "cost", "created", "created_at", "date", "duration",
     "encrypted_content", "end_time", "error", "errors", "example",
-    "extra_content", "finish_reason", "id", "index", "invalid_tool_calls",
-    "is_error", "latency", "logprobs", "message_id", "metadata", "model",
+    "extra_content", "finish_reason", "id", "index", "is_error", "latency", "logprobs", "message_id", "metadata", "model",
     "model_name", "msg_id", "name", "object", "parent_id", "provider",
     "provider_specific_fields", "requestor", "response_metadata", "seed",
     "sender", "sent_at", "signature", "start_time", "status", "step",

@@ -25,8 +25,12 @@ def matches(value: Any) -> bool:
   """Whether a row is a ReAct conversation with Qwen-Agent functions."""
   return (
     isinstance(value, dict)
-    and isinstance(value.get("functions"), list)
     and isinstance(value.get("messages"), list)
+    and isinstance(value.get("functions"), list)
+    and any(
+      isinstance(tool, dict) and "name_for_model" in tool
+      for tool in value["functions"]
+    )
   )
 
 
