@@ -46,23 +46,44 @@ def prefix_messages(
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """trajectories.jsonl -> candidates.jsonl; failed ones -> skipped.jsonl."""
+  """trajectories.jsonl -> candidates.jsonl; what is left out is named.
+
+  That is trajectories that failed, and turns that demonstrate nothing.
+  """
   skipped: list[dict[str, Any]] = []
   count = records.write_jsonl(
     workdir / "candidates.jsonl",
     (
       records.candidate_to_json(candidate)
       for trajectory in _accepted(config, workdir, skipped)
-      for candidate in candidates(trajectory)
+      for candidate in _saying(trajectory, skipped)
     ),
   )
   records.replace_skipped(workdir, "candidates", skipped)
-  logging.info("candidates: %d, %d trajectories left out", count, len(skipped))
+  logging.info(
+    "candidates: %d; %d trajectories or turns left out", count, len(skipped)
+  )
   if not count:
     raise errors.InputError(
       f"{workdir}/trajectories.jsonl: no candidate in it; expected"
       " successful trajectories (or data.successful_only=False)"
     )
+
+
+def _saying(
+  trajectory: types.Trajectory, skipped: list[dict[str, Any]]
+) -> Iterator[types.Candidate]:
+  for candidate in candidates(trajectory):
+    if types.says_nothing(trajectory.messages[candidate.prefix]):
+      skipped.append(
+        {
+          "file": trajectory.source,
+          "id": candidate.id,
+          "reason": "an empty demonstration, without text and call",
+        }
+      )
+    else:
+      yield candidate
 
 
 def _accepted(

@@ -149,7 +149,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       pathlib.Path(config.data.path).expanduser(),
       config.data.format,
       domain=config.domain,
-      tools=read_tools(config.data.get("tools", "")),
+      tools=read_tools(config.data.tools),
     )
   skipped: list[dict[str, Any]] = []
   undescribed: list[str] = []
@@ -235,7 +235,8 @@ def _survey(
     what = f"not of data.format {format_name}"
     expected = f"rows of {format_name}"
     if format_name == "auto":
-      what, expected = "of no known format", f"one of {_names()}"
+      what = "of no known format"
+    expected = f"a chat under messages or conversations, or one of {_names()}"
     reason = f"{what}; found {strange}; expected {expected}"
     skips.append(Skip(file.name, None, reason))
   return None, skips

@@ -107,20 +107,17 @@ def trajectory(
   messages = greeting_as_context(messages)
   if reward is not None and not math.isfinite(reward):
     raise errors.InputError(f"reward: {reward}; expected a finite number")
-  if not any(m.role == "assistant" and not m.context for m in messages):
+  turns = [m for m in messages if m.role == "assistant" and not m.context]
+  if not turns:
     raise errors.InputError("messages: no assistant turn")
-  for i, m in enumerate(messages):
-    if m.role == "assistant" and not (m.context or m.tool_calls):
-      if not m.content.strip():
-        raise errors.InputError(
-          f"messages[{i}]: an empty demonstration, without text and call"
-        )
-  own_id = file.stem if native_id is None else f"{file.stem}:{native_id}"
+  if all(types.says_nothing(m) for m in turns):
+    raise errors.InputError("messages: only empty assistant turns")
+  own = file.stem if native_id is None else f"{file.stem}:{native_id}"
   return types.Trajectory(
-    id=own_id,
+    id=own,
     domain="",
     source=f"{format_name}:{file.name}",
-    task_id=own_id if task_id is None else str(task_id),
+    task_id=own if task_id is None else str(task_id),
     reward=None if reward is None else float(reward),
     success=success,
     tools=wrap_tools(tools),
@@ -373,10 +370,18 @@ def split_think(content: str) -> tuple[str | None, str]:
   return None, content
 
 
-def wrap_tools(tools: Any, place: str = "tools") -> tuple[dict[str, Any], ...]:
+def wrap_tools(
+  tools: Any,
+  place: str = "tools",
+  *,
+  kept: Collection[str] = ("default", "const"),
+) -> tuple[dict[str, Any], ...]:
   """OpenAI function schemas of nested, flat or Anthropic ones, or their text.
 
-  Null keys are none: tables fill them in.
+  Args:
+    tools, place: what is read, and where it is in its row.
+    kept: keys of a schema that may be null; others with null are none, since
+      tables fill them in.
   """
   tools = parsed(tools, place)
   if isinstance(tools, dict) and known.is_content(_schema_name(tools)):
@@ -384,7 +389,7 @@ def wrap_tools(tools: Any, place: str = "tools") -> tuple[dict[str, Any], ...]:
   if not isinstance(tools, (list, tuple)):
     raise errors.InputError(f"{place}: {tools!r:.80}; expected a list")
   return tuple(
-    _wrap(tool, f"{place}[{i}]")
+    without_nulls(_wrap(tool, f"{place}[{i}]"), kept)
     for i, tool in enumerate(tools)
     if tool is not None
   )
@@ -419,19 +424,19 @@ def _wrap(tool: Any, place: str) -> dict[str, Any]:
   if schema is not None:
     function["parameters"] = schema
   outer = {**tool} if nested else {"type": "function"}
-  return without_nulls({**outer, "function": function})
+  return {**outer, "function": function}
 
 
-def without_nulls(value: Any) -> Any:
-  """A schema without its null keys, but for a default that is null."""
+def without_nulls(value: Any, kept: Collection[str]) -> Any:
+  """A schema without its null keys, but for those in `kept`."""
   if isinstance(value, list):
-    return [without_nulls(element) for element in value]
+    return [without_nulls(element, kept) for element in value]
   if not isinstance(value, dict):
     return value
   return {
-    key: without_nulls(found)
+    key: without_nulls(found, kept)
     for key, found in value.items()
-    if found is not None or key in ("default", "const")
+    if found is not None or key in kept
   }
 
 

@@ -77,7 +77,7 @@ def trajectory(
     if key in _REFUSED or _is_chat(row[key]):
       what = "image part" if "image" in key else "not read beside a chat"
       raise errors.InputError(f"row.{key}: {row[key]!r:.60}; {what}")
-  tools = _tools(row)
+  tools = _tools(row, file.arrow)
   given = _given(tools, file.arrow)
   found = _messages(row, given)
   system = _system(row)
@@ -106,14 +106,20 @@ def trajectory(
 
 
 def _is_chat(value: Any) -> bool:
-  """Whether a value is a list of messages, or its JSON text."""
-  try:
-    value = chat.parsed(value, "")
-  except errors.InputError:
-    return False
-  return isinstance(value, list) and any(
-    isinstance(m, dict) and (m.get("role") or m.get("from")) for m in value
-  )
+  """Whether a value is a list of messages, or looks like its JSON text."""
+  if isinstance(value, str):
+    return value.lstrip()[:1] == "[" and any(r in value for r in _ROLE_TEXT)
+  return isinstance(value, list) and any(map(_is_message, value))
+
+
+_ROLE_TEXT = ('"role"', '"from"', '\\"role\\"')
+
+
+def _is_message(value):
+  if not isinstance(value, dict):
+    return isinstance(value, str) and _ROLE_TEXT[0] in value
+  is_langchain = value.get("type") in ("human", "ai") and "content" in value
+  return bool(value.get("role") or value.get("from")) or is_langchain
 
 
 def _chat_key(row):
@@ -156,10 +162,11 @@ def _as_chat(value, role):
   return [value] if isinstance(value, dict) else value
 
 
-def _tools(row):
+def _tools(row, arrow):
   """The schemas of the row; several columns may repeat each other."""
+  kept = () if arrow else ("default", "const")
   found = [
-    chat.wrap_tools(row[key], f"row.{key}")
+    chat.wrap_tools(row[key], f"row.{key}", kept=kept)
     for key in _TOOLS
     if known.is_content(row.get(key)) and row[key] not in ("[]", "null")
   ]

@@ -52,7 +52,7 @@ _CHANNEL_KEYS = ("channel", "recipient", "content_type")
 
 # `(name, arguments)` of a call that a log has as an object -> the arguments
 # without what a table filled in.
-Given = Callable[[str, dict[str, Any]], dict[str, Any]]
+Given = Callable[[str, dict[str, Any]], dict[str, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,9 @@ class _Piece:
   answers: str | None = None
 
 
-def messages(values: Any, place: str, given: Given) -> list[types.Message]:
+def messages(
+  values: Any, place: str, given: Given = None
+) -> list[types.Message]:
   """The messages of a chat, each result with the id of its call.
 
   Raises:
@@ -168,7 +170,7 @@ def _user(value, place, given):
 
 def _tool(value, place, given):
   del given
-  _refuse(value, place, _RESULT_IDS, _RESULT_NAMES, _CHANNEL_KEYS, ("args",))
+  _refuse(value, place, _RESULT_IDS, _RESULT_NAMES, _CHANNEL_KEYS)
   call_id = chat.own_id(chat.one_of(value, _RESULT_IDS, place), place)
   name = chat.one_of(value, _RESULT_NAMES, place)
   text = _result_text(_content(value, place), f"{place}.content")
