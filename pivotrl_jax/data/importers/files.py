@@ -342,7 +342,7 @@ def _text_values(path, name) -> Iterator[Row]:
   document = _decoded(whole, name)
   is_lines = _unpacked(path.name).endswith(_LINES)
   if not isinstance(document, Skip):
-    yield 1 if is_lines and len(first) == 1 else None, document
+    yield first[0][0] if is_lines and len(first) == 1 else None, document
   elif is_lines or isinstance(values[-1], dict):
     yield from _line_values(path, name)
   else:

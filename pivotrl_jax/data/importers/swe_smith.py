@@ -5,7 +5,7 @@ schemas, each `<function=NAME>` a native call, the observation its result.
 """
 
 from collections.abc import Iterator
-import dataclasses
+import json
 import re
 from typing import Any
 
@@ -13,10 +13,12 @@ from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
-from pivotrl_jax.data.importers import markup
 from pivotrl_jax.data.importers import swe_agent
 
 _CALL = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(
+  r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL
+)
 _TOOLS_START = "\n\nYou have access to the following functions:"
 _TOOL = re.compile(
   r"---- BEGIN FUNCTION #\d+: (\S+) ----\nDescription: (.*?)"
@@ -84,13 +86,33 @@ def _trajectory(file, line, row):
 
 
 def _turn(message, tools, call_id):
-  kinds = {tool["name"]: tool["parameters"] for tool in tools}
-  text, calls = markup.function_calls(message.content, call_id, kinds)
-  made = tuple(
-    dataclasses.replace(call, id=f"{call_id}_{n}" if n else call_id)
-    for n, call in enumerate(calls)
+  call = _CALL.search(message.content)
+  if call is None:
+    return message
+  properties = next(
+    (t["parameters"]["properties"] for t in tools if t["name"] == call[1]), {}
   )
-  return dataclasses.replace(message, content=text, tool_calls=made)
+  arguments = {
+    name: _typed(value, properties.get(name, {}).get("type"))
+    for name, value in _PARAMETER.findall(call[2])
+  }
+  made = types.ToolCall(call[1], chat.arguments_text(arguments), call_id)
+  return types.Message(
+    "assistant",
+    message.content[: call.start()].strip(),
+    reasoning=message.reasoning,
+    tool_calls=(made,),
+  )
+
+
+def _typed(text, kind):
+  """A parameter's text as its declared type, if it can be read so."""
+  if kind in (None, "string"):
+    return text
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return text
 
 
 def _tools(system):
