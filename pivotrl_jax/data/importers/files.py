@@ -20,6 +20,7 @@ import fnmatch
 import itertools
 import json
 import pathlib
+import re
 from typing import Any
 
 from pivotrl_jax import errors
@@ -52,6 +53,7 @@ _SIDE_FILES = (
 # How far up from a data file its side files are looked for.
 _LEVELS = 3
 _BOM = b"\xef\xbb\xbf"
+_BLOCK = 1 << 20
 # How a file starts -> why it holds no rows that could be read.
 _STARTS = (
   (b"version https://git-lfs", "a Git LFS pointer; expected the file itself"),
@@ -307,22 +309,43 @@ def _unreadable(error):
 
 
 def _check_encoding(path):
-  """InputError if the first text that is not ASCII is no UTF-8 either.
+  """InputError if the first character that is not ASCII is no UTF-8 either.
 
-  It says what the file is written in; later ones cost their own row. A line
-  without an end may have been cut inside a character.
+  It says what the file is written in; later ones cost their own row.
   """
-  for number, line in _lines(path):
-    if line.isascii() or not line.endswith(b"\n"):
+  line = 1
+  for block in _blocks(path):
+    found = re.search(rb"[\x80-\xff]", block)
+    if found is None:
+      line += block.count(b"\n")
       continue
-    try:
-      line.decode("utf-8")
-    except UnicodeDecodeError as error:
+    first = block[found.start() : found.start() + 4]
+    # Less than four bytes may be a character that the block's end cuts.
+    if len(first) == 4 and not any(_is_utf8(first[:n]) for n in (2, 3, 4)):
+      line += block.count(b"\n", 0, found.start())
       raise errors.InputError(
-        f"line {number}: byte {line[error.start]:#x} is not UTF-8; expected"
-        " UTF-8"
-      ) from None
+        f"line {line}: byte {first[0]:#x} is not UTF-8; expected UTF-8"
+      )
     return
+
+
+def _blocks(path):
+  try:
+    with records.open_binary(path) as handle:
+      block = handle.read(_BLOCK).removeprefix(_BOM)
+      while block:
+        yield block
+        block = handle.read(_BLOCK)
+  except records.UNREADABLE as error:
+    raise _unreadable(error) from error
+
+
+def _is_utf8(text):
+  try:
+    text.decode("utf-8")
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def _text_values(path, name) -> Iterator[Row]:
@@ -334,13 +357,12 @@ def _text_values(path, name) -> Iterator[Row]:
   first = list(itertools.islice(_lines(path), 2))
   if not first:
     return
+  is_lines = _unpacked(path.name).endswith(_LINES)
   values = [_decoded(line, name) for _, line in first]
   if len(first) == 2 and not isinstance(values[0], Skip):
     yield from _line_values(path, name)
     return
-  whole = _read(path)
-  document = _decoded(whole, name)
-  is_lines = _unpacked(path.name).endswith(_LINES)
+  document = values[0] if len(first) == 1 else _decoded(_read(path), name)
   if not isinstance(document, Skip):
     yield first[0][0] if is_lines and len(first) == 1 else None, document
   elif is_lines or isinstance(values[-1], dict):
