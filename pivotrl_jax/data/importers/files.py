@@ -315,10 +315,10 @@ def _check_encoding(path):
   """
   line = 1
   for block in _blocks(path):
-    found = re.search(rb"[\x80-\xff]", block)
-    if found is None:
+    if block.isascii():
       line += block.count(b"\n")
       continue
+    found = re.search(rb"[\x80-\xff]", block)
     first = block[found.start() : found.start() + 4]
     # Less than four bytes may be a character that the block's end cuts.
     if len(first) == 4 and not any(_is_utf8(first[:n]) for n in (2, 3, 4)):
