@@ -29,6 +29,8 @@ from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import atif
+from pivotrl_jax.data.importers import claude_code
+from pivotrl_jax.data.importers import codex
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
 from pivotrl_jax.data.importers import mini_swe_agent
@@ -36,6 +38,8 @@ from pivotrl_jax.data.importers import mirorl
 from pivotrl_jax.data.importers import nemo_gym
 from pivotrl_jax.data.importers import openai
 from pivotrl_jax.data.importers import openhands
+from pivotrl_jax.data.importers import openhands_events
+from pivotrl_jax.data.importers import responses
 from pivotrl_jax.data.importers import smolagents
 from pivotrl_jax.data.importers import swe_agent
 from pivotrl_jax.data.importers import swe_smith
@@ -54,6 +58,9 @@ IMPORTERS: dict[str, tuple[Callable[[Any], bool], Reader]] = {
   "tau2": (tau2.matches, tau2.read),
   "tau_bench": (tau_bench.matches, tau_bench.read),
   "mini_swe_agent": (mini_swe_agent.matches, mini_swe_agent.read),
+  "claude_code": (claude_code.matches, claude_code.read),
+  "codex": (codex.matches, codex.read),
+  "openhands_events": (openhands_events.matches, openhands_events.read),
   "openhands": (openhands.matches, openhands.read),
   "swe_agent": (swe_agent.matches, swe_agent.read),
   "swe_smith": (swe_smith.matches, swe_smith.read),
@@ -64,8 +71,12 @@ IMPORTERS: dict[str, tuple[Callable[[Any], bool], Reader]] = {
   "smolagents": (smolagents.matches, smolagents.read),
   "nemo_gym_pivots": (nemo_gym.matches_pivots, nemo_gym.read_pivots),
   "nemo_gym_rollouts": (nemo_gym.matches_rollouts, nemo_gym.read_rollouts),
+  "responses": (responses.matches, responses.read),
   "openai": (openai.matches, openai.read),
 }
+# Formats of which one run may lie in several files of a folder: `read` gets
+# these as the `parts` of one `File`.
+FOLDERS = ("claude_code", "openhands_events", "openhands")
 # Domain -> the mini world's expert.
 WORLDS = {"swe": swe_expert.demonstrate}
 
@@ -100,23 +111,15 @@ def import_path(
     )
   seen: dict[str, str] = {}
   ids: set[str] = set()
-  for found, name, reason in files.walk(path):
-    if reason:
-      yield Skip(name, None, reason)
-      continue
-    if path.is_dir() and files.is_side_file(found):
-      logging.info("import: %s is no trajectory file", name)
-      continue
-    file = files.open_file(found, name, _is_row)
-    for item in _read(file, format_name):
-      if isinstance(item, types.Trajectory):
-        item = _once(item, name, seen)
-      if isinstance(item, types.Trajectory):
-        if tools and not item.tools:
-          item = dataclasses.replace(item, tools=tools)
-        yield _with_unique_id(item, domain, ids)
-      else:
-        yield item
+  for item in _items(path, format_name):
+    if isinstance(item, types.Trajectory):
+      item = _once(item, seen)
+    if isinstance(item, types.Trajectory):
+      if tools and not item.tools:
+        item = dataclasses.replace(item, tools=tools)
+      yield _with_unique_id(item, domain, ids)
+    else:
+      yield item
 
 
 def read_tools(path: str) -> tuple[dict[str, Any], ...]:
@@ -196,6 +199,31 @@ def _imported(source, skipped, undescribed):
       skipped.append({"file": item.file, **place, "reason": item.reason})
 
 
+def _items(path: pathlib.Path, format_name: str) -> Iterator:
+  """What each file holds, then what the files of a folder hold together."""
+  together: dict[tuple[str, str], list[files.File]] = {}
+  for found, name, reason in files.walk(path):
+    if reason:
+      yield Skip(name, None, reason)
+      continue
+    if path.is_dir() and files.is_side_file(found):
+      logging.info("import: %s is no trajectory file", name)
+      continue
+    file = files.open_file(found, name, _is_row)
+    chosen, skips = _survey(file, format_name)
+    if chosen is None:
+      yield from skips
+      continue
+    logging.info("import: %s is %s", name, chosen)
+    if chosen in FOLDERS:
+      key = chosen, str(found.parent)
+      together.setdefault(key, []).append(file)
+    else:
+      yield from _read(file, chosen, format_name)
+  for (chosen, _), parts in together.items():
+    yield from _read(files.joined(parts), chosen, format_name)
+
+
 def _format_of(value: Any) -> str | None:
   return next((n for n, (is_of, _) in IMPORTERS.items() if is_of(value)), None)
 
@@ -246,13 +274,8 @@ def _names():
   return ", ".join(sorted(IMPORTERS))
 
 
-def _read(file: files.File, format_name: str) -> Iterator:
-  """A file by its own format, or by `format_name` if it has rows of it."""
-  chosen, skips = _survey(file, format_name)
-  if chosen is None:
-    yield from skips
-    return
-  logging.info("import: %s is %s", file.name, chosen)
+def _read(file: files.File, chosen: str, format_name: str) -> Iterator:
+  """A file as of the format `chosen`; rows of another are left out."""
   read = IMPORTERS[chosen][1]
 
   def foreign(value: Any) -> str | None:
@@ -269,11 +292,12 @@ def _read(file: files.File, format_name: str) -> Iterator:
     yield Skip(file.name, None, str(error))
 
 
-def _once(trajectory, name, seen):
+def _once(trajectory, seen):
   """A Skip if another file had the same turns, as exports in two formats do.
 
   Equal rollouts within one file are samples of their own and stay.
   """
+  name = trajectory.source.partition(":")[2]
   key = _fingerprint(trajectory)
   first = seen.setdefault(key, name)
   if first == name:

@@ -14,7 +14,7 @@ A list of rows gives its elements, and so does an object around such a list.
 A format whose rows stand alone uses `chat.each_row`, which does the above.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import fnmatch
 import itertools
@@ -85,6 +85,7 @@ class File:
     beside: finds a side file by its relative path, next to the data file or
       above it: parsed JSON, the text of another file, None if absent.
     folder: the name of the folder it is in.
+    parts: of a log of several files, these; () of a file by itself.
     foreign: why a row is not of the format that the file is read as, None if
       it is.
     arrow: whether the rows come from a table, which fills the keys that a
@@ -95,6 +96,7 @@ class File:
   rows: Callable[[], Iterator[Row]]
   beside: Callable[[str], Any] = lambda name: None
   folder: str = ""
+  parts: tuple["File", ...] = ()
   foreign: Callable[[Any], str | None] = lambda value: None
   arrow: bool = False
 
@@ -123,6 +125,16 @@ def open_file(
     lambda side: _beside(folder, side),
     folder.name,
     arrow=_unpacked(path.name).endswith(_ARROW),
+  )
+
+
+def joined(parts: Sequence[File]) -> File:
+  """The files of one log as a `File` with `parts`; one file is itself."""
+  if len(parts) == 1:
+    return parts[0]
+  folder = parts[0].name.rpartition("/")[0]
+  return dataclasses.replace(
+    parts[0], name=folder or parts[0].folder, parts=tuple(parts)
   )
 
 

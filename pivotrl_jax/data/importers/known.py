@@ -13,7 +13,7 @@ from pivotrl_jax import errors
 # Facts about a message, a part or a call that a model neither reads nor
 # writes: names and ids, clocks and costs, and a provider's copy of its reply.
 METADATA = frozenset((
-    "_id", "agent", "annotations", "cache_control",
+    "_id", "agent", "annotations", "cache_control", "caller",
     "citations", "cost", "created", "created_at", "date", "duration",
     "encrypted_content", "end_time", "error", "errors", "example",
     "extra_content", "finish_reason", "id", "index", "is_error", "latency", "logprobs", "message_id", "metadata", "model",

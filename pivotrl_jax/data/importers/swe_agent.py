@@ -66,7 +66,7 @@ def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
       continue
     message = chat.message(entry, here, also=_KEYS)
     if role == "assistant" and not message.tool_calls and entry.get("action"):
-      message = _as_call(entry, f"call_{len(found)}")
+      message = _as_call(entry, message, here, f"call_{len(found)}")
     elif role == "user" and found and _is_text_call(found[-1]):
       message = types.Message(
         "tool", message.content, tool_call_id=found[-1].tool_calls[0].id
@@ -75,11 +75,15 @@ def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
   return found
 
 
-def _as_call(entry, call_id):
-  command = records.field(entry, "action", str, "action").strip("\n")
+def _as_call(entry, message, place, call_id):
+  """A reply whose text is a thought and a command, as the agent split it."""
+  command = records.field(entry, "action", str, place).strip("\n")
+  thought = records.field(entry, "thought", str, place, default=None)
   return types.Message(
     "assistant",
-    str(entry.get("thought") or "").strip(),
+    (message.content if thought is None else thought).strip(),
+    reasoning=message.reasoning,
+    context=message.context,
     tool_calls=(
       types.ToolCall(
         "bash",

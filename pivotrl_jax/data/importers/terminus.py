@@ -66,15 +66,41 @@ def _trajectory(file, index, rows):
   request = records.field(row, "responses_create_params", dict, "row")
   history = responses.messages(request.get("input"))
   answer = records.field(row, "expected_answer", str, "row")
+  found = [*history, _turn(answer)]
+  for other in rows:
+    _check_nested(other, found)
   metadata = row["metadata"]
   return chat.trajectory(
     file,
     "terminus",
     index,
-    [*history, types.Message("assistant", answer)],
+    found,
     task_id=metadata.get("trial_name") or metadata.get("task"),
     extra={"metadata": {"harness": _harness(row, answer)}},
   )
+
+
+def _turn(answer):
+  thought, content = chat.split_think(answer)
+  return types.Message("assistant", content, reasoning=thought)
+
+
+def _check_nested(row, found):
+  """InputError where a row is no turn of the longest history."""
+  request = records.field(row, "responses_create_params", dict, "row")
+  history = responses.messages(request.get("input"))
+  answer = records.field(row, "expected_answer", str, "row")
+  said = [_spoken(m) for m in [*history, _turn(answer)]]
+  if said != [_spoken(m) for m in found[: len(said)]]:
+    turn = row["metadata"].get("turn_index")
+    raise errors.InputError(
+      f"metadata.turn_index {turn!r}: another history than that of the last"
+      " turn; expected its beginning"
+    )
+
+
+def _spoken(message):
+  return message.role, message.content.strip()
 
 
 def _harness(row, answer):

@@ -6,7 +6,7 @@ the older `function_call`, and logs that keep a result inside of its call. One
 message may be several of ours (results, then the user), or a part of one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import json
 from typing import Any
@@ -83,9 +83,17 @@ def messages(
     raise errors.InputError(
       f"{place}: {values!r:.80}; expected a list of messages"
     )
+  placed = ((f"{place}[{i}]", value) for i, value in enumerate(values))
+  return placed_messages(placed, place, given)
+
+
+def placed_messages(
+  placed: Iterable[tuple[str, Any]], place: str, given: Given = None
+) -> list[types.Message]:
+  """`messages` of values that come with their places."""
   pieces: list[_Piece] = []
-  for i, value in enumerate(values):
-    for piece in _pieces(value, f"{place}[{i}]", given):
+  for here, value in placed:
+    for piece in _pieces(value, here, given):
       last = pieces[-1].message if pieces else None
       both = last is not None and last.role == piece.message.role == "assistant"
       if both and (piece.joins or _is_thought(last)):

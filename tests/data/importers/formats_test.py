@@ -164,6 +164,117 @@ _ROWS = {
     },
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
   ),
+  "claude_code": (
+    [
+      {
+        "type": "user",
+        "uuid": "a",
+        "parentUuid": None,
+        "sessionId": "s",
+        "message": {"role": "user", "content": "q"},
+      },
+      {
+        "type": "assistant",
+        "uuid": "b",
+        "parentUuid": "a",
+        "sessionId": "s",
+        "message": {
+          "id": "m",
+          "role": "assistant",
+          "content": [
+            {"type": "thinking", "thinking": "why"},
+            {"type": "text", "text": "text"},
+            {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+          ],
+        },
+      },
+      {
+        "type": "user",
+        "uuid": "c",
+        "parentUuid": "b",
+        "sessionId": "s",
+        "message": {
+          "role": "user",
+          "content": [
+            {"type": "tool_result", "tool_use_id": "c1", "content": "1"}
+          ],
+        },
+      },
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "codex": (
+    [
+      {
+        "type": "session_meta",
+        "payload": {"id": "s", "base_instructions": {"text": "sys"}},
+      },
+      *(
+        {"type": "response_item", "payload": item}
+        for item in (
+          {"type": "message", "role": "user", "content": "q"},
+          {"type": "reasoning", "summary": [{"text": "why"}]},
+          {"type": "message", "role": "assistant", "content": "text"},
+          {
+            "type": "function_call",
+            "call_id": "c1",
+            "name": "f",
+            "arguments": '{"a": 1}',
+          },
+          {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        )
+      ),
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "openhands_events": (
+    [
+      {
+        "kind": "MessageEvent",
+        "source": "user",
+        "llm_message": {"role": "user", "content": "q"},
+      },
+      {
+        "kind": "ActionEvent",
+        "source": "agent",
+        "thought": [{"type": "text", "text": "text"}],
+        "reasoning_content": "why",
+        "tool_call_id": "c1",
+        "tool_call": {"id": "c1", "name": "f", "arguments": '{"a": 1}'},
+        "llm_response_id": "r",
+      },
+      {
+        "kind": "ObservationEvent",
+        "source": "environment",
+        "tool_call_id": "c1",
+        "observation": {"content": [{"type": "text", "text": "1"}]},
+      },
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "responses": (
+    {
+      "input": "q",
+      "output": [
+        {"type": "message", "role": "assistant", "content": "text"},
+        {
+          "type": "function_call",
+          "call_id": "c1",
+          "name": "f",
+          "arguments": '{"a": 1}',
+        },
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+      ],
+      "tools": [_FLAT_TOOL],
+    },
+    types.Message("assistant", "text", tool_calls=(_WANTED_CALL,)),
+  ),
   "swe_agent": (
     {
       "history": [
@@ -502,17 +613,6 @@ def test_summarised_history_starts_anew(testdata):
   assert [m.prompt is not None for m in turns] == [False] * 3 + [True] * 4
   assert turns[3].prompt[1].content.startswith("Here are the answers")
   assert len(turns[3].prompt) == 2
-
-
-def test_restarted_attempt_is_skipped():
-  call = _ROWS["openhands"][0]
-  long = {**call, "messages": call["messages"] * 5}
-  rows = files.File(
-    "calls.jsonl", lambda: iter([(1, call), (2, long), (3, call)])
-  )
-  skip, trajectory = importers.IMPORTERS["openhands"][1](rows)
-  assert (skip.where, skip.reason) == ("2", "an attempt that was restarted")
-  assert len(trajectory.messages) == 2
 
 
 def _write(path, rows):

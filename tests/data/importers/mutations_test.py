@@ -23,6 +23,8 @@ from pivotrl_jax.data.importers import openai
 
 _COUNT = int(os.environ.get("PIVOTRL_MUTATIONS", "300"))
 _MOST_BYTES = 60_000
+# Formats whose rows belong together.
+_LOGS = (*importers.FOLDERS, "codex", "terminus")
 # Words of markup, and keys whose text is no content of a chat.
 _MARKUP = set(
   "tool_call tool_response tools think analysis commentary final functions"
@@ -184,7 +186,8 @@ def _check_whole(path):
   items = list(importers.import_path(path))
   made = [i for i in items if isinstance(i, types.Trajectory)]
   named = {i.where for i in items if isinstance(i, importers.Skip)}
-  assert len(made) + len(named) >= len(rows) or None in named
+  if importers.detect(path) not in _LOGS:
+    assert len(made) + len(named) >= len(rows) or None in named
   if not made or not made[0].source.startswith("openai:"):
     return
   for place, row in rows:
