@@ -59,7 +59,7 @@ _SOLO_AGENT = (
   f"{_MANNER[0].upper()}{_MANNER[1:]}"
 )
 # Keys of a message beside those of a chat.
-_ASIDE = ("raw_data",)
+_ASIDE = ("errors", "raw_data")
 _DONE = {
   "type": "function",
   "function": {
