@@ -50,8 +50,8 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 
 
 def _trajectory(file, own_id, value):
-  known.refuse_others(value, "file", _DOCUMENT, known.COLUMNS)
   agent = records.field(value, "agent", dict, "file")
+  known.refuse_others(value, "file", _DOCUMENT, known.COLUMNS)
   messages: list[types.Message] = []
   start = 0  # Where the history that the agent still sees begins.
   for i, step in enumerate(records.field(value, "steps", list, "file")):

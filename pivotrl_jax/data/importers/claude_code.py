@@ -17,6 +17,7 @@ from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import events
 from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import known
 from pivotrl_jax.data.importers import turns
 
 _CHAT = ("user", "assistant")
@@ -108,7 +109,11 @@ def _threads(log: events.Log, unread: events.Unread) -> list[_Thread]:
       continue
     uuid = event.value.get("uuid")
     if isinstance(uuid, str) and uuid in homes:
-      continue  # A resumed session repeats what it goes on from.
+      # A resumed session repeats what it goes on from.
+      first = homes[uuid].lines[_position(homes[uuid], uuid)]
+      if first.value.get("message") != event.value.get("message"):
+        unread.add(event, f"another event of uuid {uuid!r:.80}")
+      continue
     _note(event, unread)
     thread = _home(event, found, homes, linked)
     if not any(thread is other for other in found):
@@ -131,6 +136,8 @@ def _note(event, unread):
       unread.add(event, f"attachment {kind!r}")
   elif _is_chat(event):
     unread.keys(event, _KEYS)
+  elif known.is_content(event.value.get("message")):
+    unread.add(event, f"message of {events.kind(event)}")
 
 
 def _home(
@@ -252,9 +259,9 @@ def _trajectory(own_id, thread, taken):
   found = turns.placed_messages(map(_message, slots), first.place)
   # A turn of another thread, or one that no model wrote, is context here.
   replies = [s for s in slots if s[0].value["type"] == "assistant"]
-  known_turns = iter([id(s[0]) in taken or _is_canned(s[0]) for s in replies])
+  marks = iter([id(s[0]) in taken or _is_canned(s[0]) for s in replies])
   found = [
-    chat.as_context(m) if m.role == "assistant" and next(known_turns) else m
+    chat.as_context(m) if m.role == "assistant" and next(marks) else m
     for m in found
   ]
   events.need_prompt(found, first.place)

@@ -110,6 +110,8 @@ def _sessions(log: events.Log, unread: events.Unread) -> Iterator[_Session]:
     elif kind == "compacted":
       yield session
       session = _compacted(session.meta, event.place, value)
+    elif kind in _ASIDE and responses.is_item(value):
+      unread.add(event, f"{value['type']} in a line of {events.kind(event)}")
     elif session.lost:
       continue
     elif kind == "response_item" and value.get("type") not in _NOTES:
@@ -148,6 +150,7 @@ def _trajectory(file, own_id, session):
   if given and not any(given.strip() in m.content for m in found):
     found.insert(len(_system(meta)), types.Message("system", given))
   events.need_prompt(found, session.items[0][0] if session.items else "file")
+  events.need_calls(found)
   return chat.trajectory(
     file,
     "codex",

@@ -114,6 +114,18 @@ def need_prompt(found: Sequence[types.Message], place: str) -> None:
     )
 
 
+def need_calls(found: Sequence[types.Message]) -> None:
+  """InputError where a result answers no call before it."""
+  ids: set[str | None] = {None}
+  for message in found:
+    ids |= {call.id for call in message.tool_calls}
+    if message.tool_call_id not in ids:
+      raise errors.InputError(
+        f"a result of call {message.tool_call_id!r:.60}: no call before it has"
+        " this id"
+      )
+
+
 def _held(value, is_event):
   found = value
   if isinstance(value, dict):

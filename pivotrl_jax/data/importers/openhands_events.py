@@ -32,6 +32,8 @@ _ASIDE = (
   "PauseEvent", "StreamingDeltaEvent", "TokenEvent", "WarningEvent",
 )  # fmt: skip
 _CONDENSED = "Condensation"
+# Keys that only an event of the chat has.
+_SPEAKING = ("llm_message", "tool_call", "observation", "system_prompt")
 _KEYS = (
   "id", "timestamp", "source", "kind", "system_prompt", "tools",
   "dynamic_context", "llm_message", "llm_response_id", "extended_content",
@@ -94,7 +96,7 @@ def _views(log: events.Log, unread: events.Unread) -> Iterator[_View]:
     elif kind == _CONDENSED:
       yield view
       view = _condensed(view, event)
-    elif kind not in _ASIDE:
+    elif kind not in _ASIDE or any(key in event.value for key in _SPEAKING):
       unread.add(event, events.kind(event))
   yield view
 
@@ -131,7 +133,7 @@ def _trajectory(file, own_id, view):
     kind = value["kind"]
     if kind == "SystemPromptEvent":
       tools = records.field(value, "tools", list, place, default=[])
-    message = _message(kind, value, place, found)
+    message = _message(kind, value, place)
     if i < view.kept and message.role == "assistant":
       message = chat.as_context(message)
     reply = value.get("llm_response_id") if kind == "ActionEvent" else None
@@ -142,6 +144,7 @@ def _trajectory(file, own_id, view):
       responses[reply] = len(found)
     found.append(message)
   events.need_prompt(found, view.seen[0].place if view.seen else "file")
+  events.need_calls(found)
   if view.kept and all(m.context for m in found if m.role == "assistant"):
     raise errors.InputError(f"{view.seen[-1].place}: no turn of its own")
   return chat.trajectory(
@@ -153,7 +156,7 @@ def _trajectory(file, own_id, view):
   )
 
 
-def _message(kind, value, place, found):
+def _message(kind, value, place):
   extended = value.get("extended_content") or []
   if kind == "SystemPromptEvent":
     parts = [value.get("system_prompt"), value.get("dynamic_context")]
@@ -175,10 +178,6 @@ def _message(kind, value, place, found):
       tool_calls=(chat.tool_call(call, f"{place}.tool_call"),),
     )
   answered = records.field(value, "tool_call_id", str, place)
-  if not any(c.id == answered for m in found for c in m.tool_calls):
-    raise errors.InputError(
-      f"{place}.tool_call_id: {answered!r}; expected the id of a call before it"
-    )
   content = _result(kind, value, place)
   if extended:
     content = _text([content, *extended], f"{place}.extended_content")

@@ -447,6 +447,14 @@ def test_codex_sessions_in_one_file_and_forks(tmp_path):
       "line 8: thread_rolled_back",
     ),
     ({"type": "dream", "payload": {}}, "line 8: type 'dream': not read"),
+    (
+      _item("function_call_output", call_id="c9", output="x"),
+      "a result of call 'c9': no call before it has this id",
+    ),
+    (
+      {**_spoken("user", "Lost."), "type": "event_msg"},
+      "line 8: message in a line of type 'event_msg': not read",
+    ),
   ],
 )
 def test_codex_names_what_it_cannot_read(tmp_path, line, reason):
@@ -561,7 +569,7 @@ def test_openhands_condensation(tmp_path):
   ("n", "event", "reason"),
   [
     (2, _v1("DreamEvent", 2), "line 3: kind 'DreamEvent': not read"),
-    (3, None, "line 5.tool_call_id: 'c1'; expected the id of a call"),
+    (3, None, "a result of call 'c1': no call before it has this id"),
     (
       5,
       _v1("ObservationEvent", 5, tool_call_id="c1",
