@@ -89,11 +89,13 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 
 
 def _is_event(value: Any) -> bool:
-  if not isinstance(value, dict) or not any(key in value for key in _IDS):
+  if not isinstance(value, dict):
     return False
   if value.get("type") in _CHAT:
     return isinstance(value.get("message"), dict)
-  return value.get("type") in (*_ASIDE, "attachment")
+  return value.get("type") in (*_ASIDE, "attachment") and any(
+    key in value for key in _IDS
+  )
 
 
 def _threads(log: events.Log, unread: events.Unread) -> list[_Thread]:
@@ -189,7 +191,7 @@ def _key(value):
   if side is None and value.get("isSidechain") is True:
     side = value.get("agentId") or "side"
   session = value.get("sessionId", value.get("session_id"))
-  return str(session), None if side is None else str(side)
+  return session, None if side is None else str(side)
 
 
 def _position(thread, uuid):

@@ -728,3 +728,157 @@ def test_parquet_rows_are_rows(tmp_path):
   ]
   assert len(chats[0]) == 3
   assert chats[0] == chats[1]
+
+
+def _changed(name, change):
+  row = copy.deepcopy(_ROWS[name][0])
+  change(row)
+  return row
+
+
+def _add(row, key, text):
+  row[key] += text
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "content"),
+  [
+    # What stands behind a call, or around an answer, is not lost.
+    (
+      "webdancer",
+      lambda row: _add(row["messages"][2], "content", "\nThen?"),
+      "Then?",
+    ),
+    (
+      "webdancer",
+      lambda row: row["messages"][2].update(
+        content="It is <answer>9</answer>, surely."
+      ),
+      "9\nIt is\n, surely.",
+    ),
+    (
+      "mirorl",
+      lambda row: row.update(response_str=f"Well.\n{_MCP[20:]}\nThen?"),
+      "Well.\nThen?",
+    ),
+    (
+      "smolagents",
+      lambda row: row["intermediate_steps"][2].update(content="I look."),
+      "I look.",
+    ),
+    # An entry without the agent's split keeps its text.
+    (
+      "swe_agent",
+      lambda row: row["history"][3].pop("thought"),
+      "look\n```\nls -a\n```",
+    ),
+  ],
+)
+def test_text_around_a_call_is_kept(name, change, content):
+  (trajectory,) = _read(name, _changed(name, change))
+  turns = [m for m in trajectory.messages if m.role == "assistant"]
+  assert turns[0].content == content
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "reason"),
+  [
+    (
+      "webdancer",
+      lambda row: _add(
+        row["messages"][2], "content", row["messages"][2]["content"]
+      ),
+      "messages[2]: 2 calls in one reply; expected one",
+    ),
+    (
+      "mirorl",
+      lambda row: _add(row, "prompt_str", f"{_MCP}{_MCP}\nuser\nq\n"),
+      "2 calls in one reply",
+    ),
+    (
+      "mirorl",
+      lambda row: row.update(prompt_str="Once " + row["prompt_str"]),
+      "prompt_str: 'Once system",
+    ),
+    (
+      "swe_smith",
+      lambda row: _add(row["messages"][2], "content", f"\n{_XML[5:]}"),
+      "2 calls in one reply",
+    ),
+    (
+      "smolagents",
+      lambda row: row["intermediate_steps"][1].update(images=["x"]),
+      "intermediate_steps[1].images",
+    ),
+    (
+      "nemo_gym_rollouts",
+      lambda row: row.update(
+        responses_create_params={"input": []},
+        instance_config={"agent_kwargs": ["x"]},
+      ),
+      "instance_config.agent_kwargs: ['x']; expected dict",
+    ),
+    (
+      "atif",
+      lambda row: row["steps"][0].update(tool_calls=[{"a": 1}]),
+      "steps[0].tool_calls",
+    ),
+    ("tau2", lambda row: row["info"].update(agent_info=3), "agent_info: 3"),
+  ],
+)
+def test_what_no_record_would_hold_is_named(name, change, reason):
+  (skip,) = _read(name, _changed(name, change))
+  assert reason in skip.reason
+
+
+@pytest.mark.parametrize(
+  ("name", "change"),
+  [
+    (
+      "webdancer",
+      lambda row: row["messages"][2].update(content='<tool_call>\n{"name": '),
+    ),
+    (
+      "swe_smith",
+      lambda row: row["messages"].append(
+        {"role": "assistant", "content": "<function=f>\n<param"}
+      ),
+    ),
+    ("mirorl", lambda row: _add(row, "prompt_str", "<use_mcp_tool>\nuser\n")),
+  ],
+)
+def test_a_call_that_is_cut_off_is_context(name, change):
+  row = _changed(name, change)
+  if "messages" in row:
+    row["messages"].append({"role": "assistant", "content": "9"})
+  (trajectory,) = _read(name, row)
+  turns = [m for m in trajectory.messages if m.role == "assistant"]
+  assert sum(m.context for m in turns) == 1
+  assert not turns[-1].context
+
+
+def test_a_turn_row_of_another_history_is_named():
+  first = copy.deepcopy(_ROWS["terminus"][0])
+  second = copy.deepcopy(first)
+  second["responses_create_params"]["input"] += [
+    {"role": "assistant", "content": "another reply"},
+    {"role": "user", "content": "2"},
+  ]
+  rows = files.File("r.jsonl", lambda: iter([(1, first), (2, second)]))
+  (skip,) = importers.IMPORTERS["terminus"][1](rows)
+  assert "metadata.turn_index 1: another history" in skip.reason
+  second["responses_create_params"]["input"][1]["content"] = _REPLY
+  (found,) = importers.IMPORTERS["terminus"][1](rows)
+  assert len(found.messages) == 4
+
+
+def test_a_simulation_by_itself_knows_its_outcome():
+  (simulation,) = copy.deepcopy(_ROWS["tau2"][0]["simulations"])
+  # A user who speaks and acts is heard.
+  simulation["messages"][4]["content"] = "One moment."
+  (found,) = _read("tau2", simulation)
+  assert [m.role for m in found.messages] == [
+    "assistant", "user", "assistant", "tool", "user",
+  ]  # fmt: skip
+  assert (found.success, found.task_id) == (True, "1")
+  assert not found.tools
