@@ -286,8 +286,13 @@ def _read(file: files.File, chosen: str, format_name: str) -> Iterator:
     what = f"of format {other}" if is_of else files.found(value)
     return f"{what}; expected a row of {chosen}, as others of the file are"
 
+  silent = True
   try:
-    yield from read(dataclasses.replace(file, foreign=foreign))
+    for item in read(dataclasses.replace(file, foreign=foreign)):
+      silent = False
+      yield item
+    if silent:
+      yield Skip(file.name, None, f"no trajectory in it, though of {chosen}")
   except errors.InputError as error:
     yield Skip(file.name, None, str(error))
 

@@ -86,6 +86,10 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
         last.file, last.place, _trajectory, log.names(n), thread, taken
       )
     yield from unread.skips()
+    spoken = {e.file.name for t in threads for e in t.lines}
+    for part in file.parts:
+      if part.name not in spoken:
+        yield files.Skip(part.name, None, "a session without a message")
 
 
 def _is_event(value: Any) -> bool:

@@ -37,6 +37,7 @@ _SUCCESSES = (
   "correct", "passed", "label",
 )  # fmt: skip
 _REWARDS = ("reward", "final_reward", "total_reward", "score")
+OUTCOMES = (*_SUCCESSES, *_REWARDS)  # What `outcome` reads.
 # Where rows keep what came of them, besides columns of their own.
 _FACTS = ("metadata", "meta", "info", "extra_info")
 # Columns that a model reads or writes; a row that has one is not understood.
@@ -92,7 +93,7 @@ def trajectory(
   if not tools and found[0].role == "system":
     rest, tools = markup.tools(found[0].content)
     found[0] = dataclasses.replace(found[0], content=rest)
-  reward, success = _outcome(row)
+  reward, success = outcome(row)
   return chat.trajectory(
     file,
     "openai",
@@ -196,7 +197,7 @@ def _first_id(row, keys, default):
   return default
 
 
-def _outcome(row):
+def outcome(row: dict[str, Any]) -> tuple[float | None, bool | None]:
   """`(reward, success)`, from the row's columns or from its facts."""
   facts = [row[key] for key in _FACTS if isinstance(row.get(key), dict)]
   for held in (row, *facts):

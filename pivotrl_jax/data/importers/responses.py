@@ -14,6 +14,7 @@ from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
 from pivotrl_jax.data.importers import known
+from pivotrl_jax.data.importers import openai
 
 # Kind of item -> its keys that are read. A hosted tool (a web search) is no
 # kind of them: what its call gave back is not in the items.
@@ -39,6 +40,10 @@ _OF_A_TURN = (
   "custom_tool_call",
   "local_shell_call",
 )
+# Columns of a row that are read; `request` may hold all but the answer's.
+_COLUMNS = (
+  "input", "output", "instructions", "tools", "request", "response", "task_id",
+)  # fmt: skip
 # Keys of items that are no text of the chat.
 _ASIDE = (
   "type", "phase", "extra", "namespace", "prompt_token_ids",
@@ -67,8 +72,19 @@ def matches(value: Any) -> bool:
 
 
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
-  """One trajectory a row."""
-  return chat.each_row(file, _trajectory)
+  """One trajectory a row; the columns that say something else, once a file."""
+  unread: dict[str, None] = {}
+  for place, row in file.rows():
+    found = chat.one_row(file, place, row, _trajectory)
+    yield found
+    if isinstance(found, files.Skip) or isinstance(row, list):
+      continue
+    for key, held in row.items():
+      taken = key in (*_COLUMNS, *openai.OUTCOMES) or key in known.COLUMNS
+      if known.is_content(held) and not taken:
+        unread[key] = None
+  if unread:
+    yield files.Skip(file.name, None, f"columns not read: {', '.join(unread)}")
 
 
 def _output(row):
@@ -90,7 +106,7 @@ def _trajectory(file, line, row):
     seen.insert(0, types.Message("system", instructions))
   if not seen:
     raise errors.InputError("input: empty; expected what the model saw")
-  reward = records.field(row, "reward", (int, float), "row", default=None)
+  reward, success = openai.outcome(row)
   return chat.trajectory(
     file,
     "responses",
@@ -99,7 +115,7 @@ def _trajectory(file, line, row):
     tools=request.get("tools") or (),
     task_id=row.get("task_id"),
     reward=reward,
-    success=None if reward is None else reward >= 1,
+    success=success,
   )
 
 

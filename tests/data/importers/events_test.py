@@ -195,10 +195,14 @@ def test_a_resumed_session_goes_on_in_another_file(tmp_path):
       _event("f", "e", "And now?", sessionId="s2"),
       _event("g", "f", _text("Now."), reply="m3", sessionId="s2"),
     ],
+    "p/c.jsonl": [{"type": "summary", "summary": "x", "leafUuid": "e"}],
   }
   (found,), skips = _import(tmp_path, files)
   assert _said(found)[-2:] == ["user And now?", "assistant Now."]
-  assert len(found.messages) == 6 and not skips
+  assert len(found.messages) == 6
+  assert _reasons(skips) == ["p/c.jsonl None: a session without a message"]
+  _, (skip,) = _import(tmp_path / "alone", {"c.jsonl": files["p/c.jsonl"]})
+  assert skip.reason == "no trajectory in it, though of claude_code"
 
 
 @pytest.mark.parametrize(
@@ -732,7 +736,8 @@ def test_responses_rows(tmp_path):
     "input": items[:2],
     "output": items[2:],
     "tools": [{"type": "function", "name": "shell", "parameters": {}}],
-    "reward": 1.0,
+    "resolved": True,
+    "mood": "good",
   }
   (found,), skips = _import(tmp_path, {"r.jsonl": [row]})
   assert _said(found) == [
@@ -742,7 +747,8 @@ def test_responses_rows(tmp_path):
     "assistant  shell",
     "tool a.py",
   ]
-  assert found.success is True and not skips
+  assert found.success is True
+  assert _reasons(skips) == ["r.jsonl None: columns not read: mood"]
   _, (skip,) = _import(
     tmp_path, {"r.jsonl": [{**row, "input": [], "instructions": None}]}
   )
