@@ -72,24 +72,22 @@ def matches(value: Any) -> bool:
 
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """A trajectory a thread, side chains last; then what was not read."""
-  for log in events.logs(file, _is_event):
-    if isinstance(log, files.Skip):
-      yield log
-      continue
-    unread = events.Unread()
-    threads = _threads(log, unread)
-    threads.sort(key=lambda thread: thread.side)
-    taken: set[int] = set()
-    for n, thread in enumerate(threads):
-      last = thread.lines[-1]
-      yield chat.attempt(
-        last.file, last.place, _trajectory, log.names(n), thread, taken
-      )
-    yield from unread.skips()
-    spoken = {e.file.name for t in threads for e in t.lines}
-    for part in file.parts:
-      if part.name not in spoken:
-        yield files.Skip(part.name, None, "a session without a message")
+  return events.read(file, _is_event, _log)
+
+
+def _log(log, unread):
+  threads = _threads(log, unread)
+  threads.sort(key=lambda thread: thread.side)
+  taken: set[int] = set()
+  for n, thread in enumerate(threads):
+    last = thread.lines[-1]
+    yield chat.attempt(
+      last.file, last.place, _trajectory, log.names(n), thread, taken
+    )
+  spoken = {e.file.name for t in threads for e in t.lines}
+  for part in log.file.parts:
+    if part.name not in spoken:
+      yield files.Skip(part.name, None, "a session without a message")
 
 
 def _is_event(value: Any) -> bool:

@@ -49,22 +49,20 @@ def matches(value: Any) -> bool:
 
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a session, and another after each compaction."""
-  for log in events.logs(file, _is_event):
-    if isinstance(log, files.Skip):
-      yield log
-      continue
-    unread = events.Unread()
-    for n, session in enumerate(_sessions(log, unread)):
-      if session.items or not session.lost:
-        where = session.items[0][0] if session.items else log.name
-        yield chat.attempt(
-          file, where, _trajectory, file, log.names(n), session
-        )
-      if session.lost:
-        yield files.Skip(
-          file.name, session.lost.partition(":")[0], session.lost
-        )
-    yield from unread.skips()
+  return events.read(file, _is_event, _log)
+
+
+def _log(log, unread):
+  for n, session in enumerate(_sessions(log, unread)):
+    if session.items or not session.lost:
+      where = session.items[0][0] if session.items else log.name
+      yield chat.attempt(
+        log.file, where, _trajectory, log.file, log.names(n), session
+      )
+    if session.lost:
+      yield files.Skip(
+        log.file.name, session.lost.partition(":")[0], session.lost
+      )
 
 
 def _is_event(value: Any) -> bool:

@@ -68,7 +68,22 @@ def holds(value: Any, is_event: Callable[[Any], bool]) -> bool:
   return is_event(value) or _held(value, is_event) is not None
 
 
-def logs(
+def read(
+  file: files.File,
+  is_event: Callable[[Any], bool],
+  read_log: Callable[[Log, Unread], Iterator[types.Trajectory | files.Skip]],
+) -> Iterator[types.Trajectory | files.Skip]:
+  """What `read_log` makes of each log, and what it noted as unread."""
+  for log in _logs(file, is_event):
+    if isinstance(log, files.Skip):
+      yield log
+      continue
+    unread = Unread()
+    yield from read_log(log, unread)
+    yield from unread.skips()
+
+
+def _logs(
   file: files.File, is_event: Callable[[Any], bool]
 ) -> Iterator[Log | files.Skip]:
   """The logs of a file: one a row that holds events, one of all the rest."""

@@ -62,17 +62,15 @@ def matches(value: Any) -> bool:
 
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a conversation, and another after each condensation."""
-  for log in events.logs(file, _is_event):
-    if isinstance(log, files.Skip):
-      yield log
-      continue
-    unread = events.Unread()
-    for n, view in enumerate(_views(log, unread)):
-      place = view.seen[0].place if view.seen else log.name
-      yield chat.attempt(
-        log.file, place, _trajectory, log.file, log.names(n), view
-      )
-    yield from unread.skips()
+  return events.read(file, _is_event, _log)
+
+
+def _log(log, unread):
+  for n, view in enumerate(_views(log, unread)):
+    place = view.seen[0].place if view.seen else log.name
+    yield chat.attempt(
+      log.file, place, _trajectory, log.file, log.names(n), view
+    )
 
 
 def _is_event(value: Any) -> bool:
