@@ -335,6 +335,10 @@ def _native_calls(value, place, given):
     if known.is_content(value.get(key)):
       held = chat.parsed(value[key], f"{place}.{key}")
       if key == "tool_uses":
+        if not isinstance(held, list):
+          raise errors.InputError(
+            f"{place}.{key}: {held!r:.60}; expected a list"
+          )
         held = [_without_result(use, f"{place}.{key}") for use in held]
       found.append(_calls(held, f"{place}.{key}", given))
   if not found:

@@ -619,6 +619,7 @@ _REFUSED = {
     _said({**_A, "tool_calls": [{**_F, "args": {"b": 1}}]}),
     "both arguments and args",
   ),
+  "uses": (_said({**_A, "tool_uses": 0.5}), "messages[1].tool_uses: 0.5"),
   "key of a call": (
     _said({**_A, "tool_calls": [{**_F, "note": "x"}]}),
     "messages[1].tool_calls[0].note: 'x'",
