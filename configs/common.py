@@ -72,7 +72,8 @@ def _embedded(domain):
   config.optimizer = "adam"  # adam.
   config.data = _section(
     format="auto",  # world | auto | a format of data/importers.
-    path="",  # File or folder of trajectories; .gz too.
+    path="",  # File or folder of trajectories; .gz and .zst too.
+    tools="",  # JSON file of schemas, for trajectories that come without.
     trajectories=0,  # Most to take; 0 = all.
     successful_only=True,  # Failed trajectories are no demonstrations.
     max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.

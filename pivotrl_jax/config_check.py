@@ -10,6 +10,7 @@ from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.data import importers
 from pivotrl_jax.models import attention
 from pivotrl_jax.verifiers import verify
 
@@ -128,6 +129,7 @@ def _check_paths(config):
       raise errors.InputError(
         f"--config.{name}: {value}; expected a file or folder that exists"
       )
+  importers.read_tools(config.data.tools)
 
 
 def _get(config, name):

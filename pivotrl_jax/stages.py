@@ -49,7 +49,10 @@ STAGES = {
   "import": Stage(
     "pivotrl_jax.data.importers:run",
     config=("data", "domain", "seed"),
-    but=("data.max_prompt_tokens", "data.successful_only"),
+    but=(
+      "data.max_prompt_tokens", "data.successful_only", "data.reasoning",
+      "data.empty_thinking",
+    ),
     inputs=(),
     outputs=("trajectories.jsonl",),
   ),
@@ -356,7 +359,7 @@ def _data(path):
   return workdir_lib.fingerprint(pathlib.Path(path).expanduser())
 
 
-def _template(path):
+def _file(path):
   return _data(path) if path else ""
 
 
@@ -367,7 +370,8 @@ def _checkpoint(place):
 # Keys that name places outside the workdir -> the hash of what is there.
 _OUTSIDE = {
   "data.path": _data,
+  "data.tools": _file,
   "model.path": _model,
-  "model.chat_template": _template,
+  "model.chat_template": _file,
   "train.init": _checkpoint,
 }

@@ -157,6 +157,11 @@ class Pivot:
   rule: str
 
 
+def says_nothing(message: Message) -> bool:
+  """Whether a turn has neither a call nor a text that is not blank."""
+  return not message.tool_calls and not message.content.strip()
+
+
 def action_of(message: Message) -> Action:
   """The action of an assistant message: its calls, else its text."""
   if len(message.tool_calls) == 1:

@@ -9,14 +9,18 @@ json spells them.
 
 from collections.abc import Callable, Iterable, Iterator
 import gzip
+import io
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 import zlib
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+
+# What reading a file that is damaged, packed or not, raises.
+UNREADABLE = (OSError, EOFError, zlib.error)
 
 _REQUIRED = object()
 # Rows of skipped.jsonl stay in the order of the stages that write them.
@@ -42,18 +46,27 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Yields `(line number from 1, bytes)` of a plain or gzip file."""
+  """Yields `(line number from 1, bytes)` of a file that may be packed."""
   try:
     with open_binary(path) as handle:
       yield from enumerate(handle, 1)
-  except (OSError, EOFError, zlib.error) as error:
+  except UNREADABLE as error:
     raise unreadable(path, error) from error
 
 
-def open_binary(path: pathlib.Path):
-  """Opens a plain or gzip (`.gz`) file for reading bytes."""
-  opener = gzip.open if path.name.endswith(".gz") else open
-  return opener(path, "rb")
+def open_binary(path: pathlib.Path) -> BinaryIO:
+  """Opens a plain, gzip or zstd file for reading bytes, by how it starts."""
+  handle = open(path, "rb")
+  start = handle.peek(4)[:4]
+  if start.startswith(b"\x1f\x8b"):
+    handle.close()
+    return gzip.open(path, "rb")
+  if start == b"\x28\xb5\x2f\xfd":
+    handle.close()
+    import pyarrow  # Takes a while to import.
+
+    return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+  return handle
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
@@ -63,9 +76,9 @@ def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
 
 
 def decode(text: bytes, place: str, *, truncated: bool = False) -> Any:
-  """JSON of UTF-8 `text`; InputError names `place`."""
+  """JSON of UTF-8 `text`, a byte order mark or not; InputError names `place`."""
   try:
-    return json.loads(text.decode("utf-8"))
+    return json.loads(text.decode("utf-8-sig"))
   except (ValueError, RecursionError) as error:
     cut = "truncated last line? " if truncated else ""
     raise errors.InputError(

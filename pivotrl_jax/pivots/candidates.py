@@ -55,8 +55,8 @@ def prefix_messages(
 def run(config: Any, workdir: pathlib.Path) -> None:
   """trajectories.jsonl -> candidates.jsonl; the rest -> skipped.jsonl.
 
-  Left out are failed trajectories, and turns that the policy's chat template
-  cannot hold.
+  Left out are failed trajectories, turns that demonstrate nothing, and those
+  that the policy's chat template cannot hold.
   """
   tokenizer = policy_lib.load_tokenizer(
     policy_lib.starting_path(config), config
@@ -68,12 +68,14 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     (
       records.candidate_to_json(candidate)
       for trajectory in _accepted(config, workdir, skipped)
-      for candidate in candidates(trajectory)
+      for candidate in _saying(trajectory, skipped)
       if _fits(tokenizer, trajectory, candidate, seen, skipped)
     ),
   )
   records.replace_skipped(workdir, "candidates", skipped)
-  logging.info("candidates: %d, %d rows left out", count, len(skipped))
+  logging.info(
+    "candidates: %d; %d trajectories or turns left out", count, len(skipped)
+  )
   for what, advice in _SAID.items():
     if seen[what]:
       logging.warning("candidates: %d of %d %s", seen[what], count, advice)
@@ -140,6 +142,22 @@ def _value(text):
     return json.loads(text or "{}") or {}
   except (ValueError, RecursionError):
     return text
+
+
+def _saying(
+  trajectory: types.Trajectory, skipped: list[dict[str, Any]]
+) -> Iterator[types.Candidate]:
+  for candidate in candidates(trajectory):
+    if types.says_nothing(trajectory.messages[candidate.prefix]):
+      skipped.append(
+        {
+          "file": trajectory.source,
+          "id": candidate.id,
+          "reason": "an empty demonstration, without text and call",
+        }
+      )
+    else:
+      yield candidate
 
 
 def _accepted(
