@@ -133,8 +133,9 @@ def _run_stage(config, path, stage):
   workdir_lib.begin(path, stage, key, list(partial))
   started = time.monotonic()
   module, name = function.split(":")
-  getattr(importlib.import_module(module), name)(config, path)
-  workdir_lib.mark_done(path, stage, key, list(outputs))
+  complete = getattr(importlib.import_module(module), name)(config, path)
+  if complete is not False:  # Else the next start goes on with it.
+    workdir_lib.mark_done(path, stage, key, list(outputs))
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
@@ -168,7 +169,10 @@ def main(_) -> None:
     raise errors.InputError(
       f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
     )
-  config_check.check(_CONFIG.value)
+  flag = flags.FLAGS["config"]
+  # The file's own values, before other flags changed them.
+  default = flag.parser.parse(config_flags.get_config_filename(flag))
+  config_check.check(_CONFIG.value, default)
   _keep_programs()
   run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
 
