@@ -82,8 +82,8 @@ STAGES = {
       "rollout", "verifier", "reward", "seed", "warm_start",
     ),
     but=(
-      "rollout.pivots_per_step", "rollout.group_size",
-      "warm_start.learning_rate",
+      "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
+      "warm_start.learning_rate", "pivots.min_std",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
     outputs=("profiles.jsonl",),
@@ -118,7 +118,8 @@ STAGES = {
       "evaluation", "seed", "warm_start.steps",
     ),
     but=(
-      "rollout.pivots_per_step", "rollout.group_size", "rollout.temperature",
+      "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
+      "rollout.temperature",
     ),
     inputs=("export", "warm_start"),
     outputs=("evals.jsonl",),
@@ -167,7 +168,8 @@ HARMLESS = (
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
     "train.micro_batches", "train.parallel", "train.save_every",
     "train.watch_actions", "train.watch_prompts",
-    "verifier.judge.concurrency", "verifier.judge.retries",
+    "verifier.judge.concurrency", "verifier.judge.most_failed",
+    "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",
 )  # fmt: skip
 

@@ -44,7 +44,7 @@ class _Noting:
     return values
 
 
-def __getattr__(name: str) -> Callable[[Any, pathlib.Path], None]:
+def __getattr__(name: str) -> Callable[[Any, pathlib.Path], Any]:
   """`run_STAGE`: that stage's function, on a config that notes."""
   if not name.startswith("run_"):
     raise AttributeError(name)
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Callable[[Any, pathlib.Path], None]:
 
   def run(config, workdir):
     seen = _SEEN.setdefault(stage, set())
-    getattr(importlib.import_module(module), function)(
+    return getattr(importlib.import_module(module), function)(
       _Noting(config, seen), workdir
     )
 
