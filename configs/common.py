@@ -106,6 +106,7 @@ def _embedded(domain):
     threshold=0.6,  # lambda_diff: keep means strictly under it.
     keep_all_fail=False,  # Also keep candidates that never succeed.
     count=0,  # Most pivots, a uniform sample; 0 = all.
+    min_std=1e-3,  # Rewards whose std is not above it are all alike.
   )
   config.verifier = _section(
     name="single_step",  # A key of verifiers/verify.py.
@@ -117,6 +118,7 @@ def _embedded(domain):
       retries=3,
       concurrency=8,  # Most requests at once.
       max_tokens=1024,
+      most_failed=0.1,  # Share of samples without a verdict that stops a stage.
     ),
     # The options of each, such as verifier.single_step.allow_subset.
     **{name: _options(given) for name, (_, given) in VERIFIERS.items()},
@@ -125,6 +127,7 @@ def _embedded(domain):
     pivots_per_step=16,  # B.
     group_size=8,  # G.
     max_tokens=96,  # Of an action.
+    cut_off="fail",  # Longer ones: fail (reward 0) | mask (out of the loss).
     temperature=1.0,
     top_p=1.0,
   )
@@ -140,9 +143,10 @@ def _embedded(domain):
     weight_decay=0.0,
     clip_norm=1.0,  # Of the gradient; 0 = none.
     advantage="grpo",  # grpo | loo | rloo | dr_grpo.
+    min_std=1e-3,  # A group whose rewards' std is not above it has none.
     clip_low=0.2,
     clip_high=0.2,
-    kl="k3",  # Estimator of the KL to the reference: k1 | k2 | k3.
+    kl="k3",  # Estimator of the KL to the reference: k1 (log only) | k2 | k3.
     kl_coef=0.0,
     loss_norm="token",  # token | sequence | constant.
     importance_cap=0.0,  # Truncated importance weights; 0 = off.

@@ -90,8 +90,9 @@ def _run_stage(config, path, name, aside):
   progress.begin(config, path, name, aside)
   started = time.monotonic()
   module, function = stages.STAGES[name].function.split(":")
-  getattr(importlib.import_module(module), function)(config, path)
-  progress.finish(config, path, name)
+  complete = getattr(importlib.import_module(module), function)(config, path)
+  if complete is not False:  # Else the next start goes on with it.
+    progress.finish(config, path, name)
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
@@ -121,8 +122,11 @@ def main(_) -> None:
       raise errors.InputError(
         f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
+  # The file's own values, before other flags changed them.
+  flag = flags.FLAGS["config"]
+  default = flag.parser.parse(config_flags.get_config_filename(flag))
   config_check.expand(_CONFIG.value)
-  config_check.check(_CONFIG.value)
+  config_check.check(_CONFIG.value, default)
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
     policy_lib.check(_CONFIG.value)
   _keep_programs()

@@ -82,7 +82,7 @@ STAGES = {
       "rollout", "verifier", "reward", "seed", "warm_start",
     ),
     but=(
-      "rollout.pivots_per_step", "rollout.group_size",
+      "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
       "warm_start.learning_rate",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
@@ -119,13 +119,14 @@ STAGES = {
     ),
     but=(
       "rollout.pivots_per_step", "rollout.group_size", "rollout.temperature",
+      "rollout.cut_off",
     ),
     inputs=("export", "warm_start"),
     outputs=("evals.jsonl",),
   ),
   "report": Stage(
     "pivotrl_jax.report.write:run",
-    config=("domain", "pivots.threshold", "report"),
+    config=("domain", "pivots.threshold", "pivots.min_std", "report"),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
       "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
@@ -167,7 +168,8 @@ HARMLESS = (
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
     "train.micro_batches", "train.parallel", "train.save_every",
     "train.watch_actions", "train.watch_prompts",
-    "verifier.judge.concurrency", "verifier.judge.retries",
+    "verifier.judge.concurrency", "verifier.judge.most_failed",
+    "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ json spells them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import filecmp
 import gzip
 import io
 import json
@@ -23,6 +24,7 @@ from pivotrl_jax import types
 UNREADABLE = (OSError, EOFError, zlib.error)
 
 _REQUIRED = object()
+_NUMBER_OR_NULL = (int, float, type(None))
 # Rows of skipped.jsonl stay in the order of the stages that write them.
 _STAGES = ("import", "candidates", "warm_start", "profile", "select", "train")
 
@@ -151,6 +153,23 @@ class Appender:
       _sync(self._handle)
     except OSError as error:
       raise _unwritable(self._path, error) from error
+
+  def replace(self, rows: Iterable[dict[str, Any]]) -> None:
+    """Puts `rows` in the place of those so far, in one rename."""
+    self._handle.close()
+    write_jsonl(self._partial, rows)
+    self._handle = open(self._partial, "ab")
+
+  def publish(self) -> None:
+    """Writes the rows so far under the final name too; they may yet change."""
+    write_jsonl(self._path, self.rows)
+
+  @property
+  def published(self) -> bool:
+    """Whether the file of the final name holds these very rows."""
+    return self._path.exists() and filecmp.cmp(
+      self._path, self._partial, shallow=False
+    )
 
   def finish(self) -> None:
     """Gives the file its final name."""
@@ -281,7 +300,7 @@ def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
   size = field(row, "group_size", int, place)
   lists = {}
   for key, kind in (
-    ("rewards", (int, float)),
+    ("rewards", _NUMBER_OR_NULL),
     ("reasons", str),
     ("completions", str),
   ):
@@ -295,8 +314,8 @@ def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
     candidate_id=field(row, "candidate_id", str, place),
     policy=field(row, "policy", str, place),
     group_size=size,
-    mean=field(row, "mean", (int, float), place),
-    variance=field(row, "variance", (int, float), place),
+    mean=field(row, "mean", _NUMBER_OR_NULL, place),
+    variance=field(row, "variance", _NUMBER_OR_NULL, place),
     **lists,
   )
 

@@ -171,25 +171,35 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       ),
       score=score,
     )
+    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    # NaN where no verdict could be had.
     rewards = np.array([g.rewards for g in groups], np.float32)
-    batch, places = _pack(config, groups, rewards, shape)
+    kept = _kept(config, groups)
+    batch, places = _pack(config, groups, rewards, kept, shape)
+    tokens = engine.stats.sampled_tokens
+    scalars = watch.rollouts(groups, rewards, batch, tokens)
+    if not kept.any():
+      _log_nothing(index + 1, groups)
+      scalars |= dict.fromkeys(_STILL, 0.0)
+      state = state.replace(step=state.step + 1)
+      return state, scalars | watch.held_out(state.params)
     reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       batch = batch.replace(old_log_probs=score_batch(state.params, batch))
+    updates = []
     for update in range(config.train.updates_per_batch):
       state, metrics, branch = step(state, batch)
+      updates.append(metrics)
       if update == 0:
-        scalars, log_prob = metrics, branch["log_prob"]
-    host = jax.device_get((scalars, log_prob, reference_log_probs))
-    scalars = {f"train/{k}": float(v) for k, v in host[0].items()}
+        log_prob = branch["log_prob"]
+    host = jax.device_get((updates, log_prob, reference_log_probs))
+    scalars |= _over_updates(host[0])
     rows = host[1].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
-    tokens = engine.stats.sampled_tokens
-    scalars |= watch.rollouts(groups, rewards, batch, tokens)
     rho = np.array([means[t.candidate.id] for t in chosen])
-    scalars |= watch.ordering(rewards, rows, rows_ref, rho)
+    scalars |= watch.ordering(rewards, rows, rows_ref, rho, kept)
     return state, scalars | watch.held_out(state.params)
 
   return advance, state
@@ -237,17 +247,68 @@ def load_pivots(
   return [(trajectories[c.trajectory_id], c) for c in chosen]
 
 
-def _pack(config, groups, rewards, shape):
+# What an update logs that did not take place.
+_STILL = ("train/loss", "train/grad_norm", "train/update_norm")
+
+
+def _over_updates(updates):
+  """`train/` scalars of a step: the mean over its updates, and the last's."""
+  scalars = {
+    f"train/{k}": float(np.mean([u[k] for u in updates], dtype=np.float64))
+    for k in updates[0]
+  }
+  if len(updates) > 1:
+    scalars |= {f"train/{k}_last": float(v) for k, v in updates[-1].items()}
+  return scalars
+
+
+def _kept(config, groups):
+  """`[B, G]` bool: the samples that the loss is on.
+
+  Those without a verdict are out, and with `cut_off=mask` those that were cut
+  off, which count in their group's mean and std all the same (overlong
+  filtering: DAPO, arXiv:2503.14476, section 3.4; so do NeMo RL and TRL).
+  """
+  mask = config.rollout.cut_off == "mask"
+  return np.array(
+    [
+      [
+        v.reward is not None and not (mask and c.finish == "length")
+        for c, v in zip(g.completions, g.verdicts, strict=True)
+      ]
+      for g in groups
+    ]
+  )
+
+
+def _log_nothing(step, groups):
+  reasons = [v.reason for g in groups for v in g.verdicts]
+  missing = sum(r is None for g in groups for r in g.rewards)
+  logging.warning(
+    "train: step %d learns nothing: of %d samples %d were cut off and %d have"
+    " no verdict; %s",
+    step, len(reasons), reasons.count("cut_off"), missing,
+    "see to config.verifier.judge.url" if 2 * missing > len(reasons)
+    else "raise config.rollout.max_tokens",
+  )  # fmt: skip
+
+
+def _pack(config, groups, rewards, kept, shape):
   """Groups -> TrainBatch, and where each row stands in it."""
   advantages = grpo.advantages(
-    jnp.asarray(rewards), estimator=config.train.advantage
+    jnp.asarray(rewards),
+    estimator=config.train.advantage,
+    valid=jnp.asarray(~np.isnan(rewards)),
+    min_std=config.train.min_std,
   )
   completions = [c for g in groups for c in g.completions]
   return batches.pack(
     batches.Rows(
       prompts=[g.turn.prompt for g in groups for _ in g.completions],
       actions=[c.ids for c in completions],
-      weights=_weights(config, [len(c.ids) for c in completions]),
+      weights=_weights(
+        config, [len(c.ids) for c in completions], kept.reshape(-1)
+      ),
       advantages=np.asarray(advantages).reshape(-1),
       sampler_log_probs=[c.log_probs for c in completions],
     ),
@@ -255,9 +316,10 @@ def _pack(config, groups, rewards, shape):
   )
 
 
-def _weights(config, lengths):
+def _weights(config, lengths, kept):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
+  mask &= kept[:, None]
   weights = grpo.token_weights(
     jnp.asarray(mask, jnp.float32),
     norm=config.train.loss_norm,
