@@ -72,6 +72,12 @@ def _or_none(rule):
 _FLAG = Rule(lambda x: isinstance(x, bool), "True or False")
 _TEXT = Rule(lambda x: isinstance(x, str), "text")
 _LABEL = Rule(lambda x: isinstance(x, str) and bool(x.strip()), "text")
+_URL = Rule(
+  lambda x: (
+    isinstance(x, str) and (not x or x.startswith(("http://", "https://")))
+  ),
+  "an address that starts with http:// or https://",
+)
 _SHARE = _number(0, 1)
 # Rewards lie in [0, 1]: no std is above a half.
 _STD = Rule(lambda x: _is_number(x) and 0 <= x < 0.5, "a number from 0 to 0.5")
@@ -121,7 +127,7 @@ RULES = {
   "pivots.min_std": _STD,
   "verifier.name": _one_of(*verify.VERIFIERS),
   "verifier.setting": _one_of(*verify.SETTINGS),
-  "verifier.judge.url": _TEXT,
+  "verifier.judge.url": _URL,
   "verifier.judge.model": _TEXT,
   "verifier.judge.timeout": _above(0),
   "verifier.judge.retries": _whole(0),

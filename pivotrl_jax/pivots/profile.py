@@ -6,6 +6,7 @@ profile that was interrupted goes on where it stopped, to the same bytes.
 Samples without a verdict keep their text, and are scored again later.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
 import pathlib
@@ -15,12 +16,14 @@ from typing import Any
 from absl import logging
 import numpy as np
 import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import compilations
 from pivotrl_jax import errors
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import records
+from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.pivots import rollouts
 
@@ -42,52 +45,78 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
         out.finish()
         return True
   policy = policy_lib.starting(config, workdir)
+  return profile_all(
+    config,
+    workdir,
+    policy.tokenizer,
+    policy.version,
+    lambda: policy_lib.engine(policy, config),
+  )
+
+
+def profile_all(
+  config: Any,
+  workdir: pathlib.Path,
+  tokenizer: PreTrainedTokenizerBase,
+  version: str,
+  engine: Callable[[], base.Engine],
+) -> bool:
+  """`run` by any engine, made once something is left to sample.
+
+  Raises:
+    InputError: no prompt has room, or too many verdicts are missing; what was
+      sampled is kept.
+  """
   score = rollouts.Scorer(config, workdir)
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   work = list(_work(config, workdir))
-  _check_room(config, policy.tokenizer, trajectories, work)
-  with records.Appender(path) as out:
-    _score_again(policy.tokenizer, score, trajectories, work, out)
-    _sample(config, workdir, policy, score, trajectories, work, out)
-    if any(None in row["rewards"] for row in out.rows):
+  _check_room(config, tokenizer, trajectories, work)
+  skipped: list[dict[str, Any]] = []
+  with records.Appender(workdir / "profiles.jsonl") as out:
+    _score_again(tokenizer, score, trajectories, work, out)
+    done = {row["candidate_id"] for row in out.rows}
+    bar = tqdm.tqdm(
+      list(_batched(work, config.profile.trajectories_per_batch)),
+      desc="profile",
+      disable=None,
+    )
+    turns = (
+      _fitting(config, tokenizer, trajectories, batch, skipped) for batch in bar
+    )
+    started, stats = time.monotonic(), []
+    if any(c.id not in done for c in itertools.chain.from_iterable(work)):
+      sampler = engine()
+      _prepare(config, tokenizer, sampler, trajectories, work)
+      for groups in _sampled(config, tokenizer, sampler, score, turns, done):
+        stats.append(sampler.stats)
+        out.append(
+          records.profile_to_json(profile(group, version))
+          for group in groups
+          if group.turn.candidate.id not in done
+        )
+        score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    records.replace_skipped(workdir, "profile", skipped)
+    rows = list(out.rows)
+    _log(config, rows, time.monotonic() - started, stats)
+    if any(None in row["rewards"] for row in rows):
       out.publish()
       return False
     out.finish()
   return True
 
 
-def _sample(config, workdir, policy, score, trajectories, work, out):
-  """Samples and scores all that `out` does not hold yet."""
-  done = {row["candidate_id"] for row in out.rows}
-  sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
-  engine = None
-  if any(c.id not in done for c in itertools.chain.from_iterable(work)):
-    engine = policy_lib.engine(policy, config)
-    _prepare(config, policy.tokenizer, engine, sampling, trajectories, work)
-  skipped: list[dict[str, Any]] = []
-  started, tokens, prompt_tokens = time.monotonic(), 0, 0
+def _sampled(config, tokenizer, sampler, score, batches, done):
+  """Yields the groups of each batch of turns that is not done."""
+  sampling = rollouts.sampling_params(tokenizer, config.rollout)
   compiled = compilations.Compilations()
-  for index, batch in enumerate(
-    tqdm.tqdm(
-      list(_batched(work, config.profile.trajectories_per_batch)),
-      desc="profile",
-      disable=None,
-    )
-  ):
-    turns = []
-    for candidate in itertools.chain.from_iterable(batch):
-      turn = _turn(policy.tokenizer, trajectories, candidate)
-      if len(turn.prompt) > config.data.max_prompt_tokens:
-        skipped.append(_too_long(config, turn))
-      else:
-        turns.append(turn)
+  for index, turns in enumerate(batches):
     if all(t.candidate.id in done for t in turns):
       continue
     groups = rollouts.roll_out(
-      engine,
-      policy.tokenizer,
+      sampler,
+      tokenizer,
       turns,
       group_size=config.profile.group_size,
       sampling=sampling,
@@ -98,27 +127,28 @@ def _sample(config, workdir, policy, score, trajectories, work, out):
       ),
       score=score,
     )
-    tokens += engine.stats.sampled_tokens
-    prompt_tokens += engine.stats.prompt_tokens
-    out.append(
-      records.profile_to_json(profile(group, policy.version))
-      for group in groups
-      if group.turn.candidate.id not in done
-    )
-    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    yield groups
     compiled.log("profile", f"batch {index + 1}", warm=index > 0)
     logging.log_every_n_seconds(
-      logging.INFO, "profile: %d tokens sampled, up to %s", 30, tokens,
+      logging.INFO, "profile: batch %d, up to %s", 30, index + 1,
       turns[-1].candidate.id,
     )  # fmt: skip
-  records.replace_skipped(workdir, "profile", skipped)
-  _log(
-    config, list(out.rows), time.monotonic() - started, tokens, prompt_tokens
-  )
+
+
+def _fitting(config, tokenizer, trajectories, batch, skipped):
+  """The turns of a batch that have room; the others go to `skipped`."""
+  turns = []
+  for candidate in itertools.chain.from_iterable(batch):
+    turn = _turn(tokenizer, trajectories, candidate)
+    if len(turn.prompt) > config.data.max_prompt_tokens:
+      skipped.append(_too_long(config, turn))
+    else:
+      turns.append(turn)
+  return turns
 
 
 def _score_again(tokenizer, score, trajectories, work, out):
-  """Asks for the verdicts that are missing, of the texts that were sampled."""
+  """Asks for the verdicts that are missing, on the texts that were sampled."""
   rows = [records.profile_from_json(row) for row in out.rows]
   holes = [
     (i, k)
@@ -129,12 +159,11 @@ def _score_again(tokenizer, score, trajectories, work, out):
   if not holes:
     return
   candidates = {c.id: c for c in itertools.chain.from_iterable(work)}
-  turns = {
-    i: _turn(tokenizer, trajectories, candidates[rows[i].candidate_id])
-    for i, _ in holes
-  }
   found = score.many(
-    [turns[i] for i, _ in holes],
+    [
+      _turn(tokenizer, trajectories, candidates[rows[i].candidate_id])
+      for i, _ in holes
+    ],
     [rollouts.action_of_text(rows[i].completions[k]) for i, k in holes],
   )
   verdicts = [
@@ -143,16 +172,15 @@ def _score_again(tokenizer, score, trajectories, work, out):
   ]
   for (i, k), verdict in zip(holes, found, strict=True):
     verdicts[i][k] = verdict
-  rows = [
-    dataclasses.replace(row, **_statistics(of_row))
-    for row, of_row in zip(rows, verdicts, strict=True)
-  ]
-  out.replace(map(records.profile_to_json, rows))
+  out.replace(
+    records.profile_to_json(dataclasses.replace(row, **_statistics(group)))
+    for row, group in zip(rows, verdicts, strict=True)
+  )
   logging.info(
-    "profile: %d of %d missing verdicts were had now",
+    "profile: %d of %d missing verdicts could be had now",
     sum(v.reward is not None for v in found), len(holes),
   )  # fmt: skip
-  score.check((v.reward, v.reason) for row in verdicts for v in row)
+  score.check((v.reward, v.reason) for group in verdicts for v in group)
 
 
 def profile(group: rollouts.Group, version: str) -> types.Profile:
@@ -235,13 +263,13 @@ def _check_room(config, tokenizer, trajectories, work):
   )  # fmt: skip
 
 
-def _prepare(config, tokenizer, engine, sampling, trajectories, work):
+def _prepare(config, tokenizer, engine, trajectories, work):
   """Readies the engine for the trunks of the trajectories."""
   most = config.data.max_prompt_tokens
   last = [_turn(tokenizer, trajectories, c) for *_, c in work]
   engine.prepare(
     [min(len(turn.prompt), most) for turn in last],
-    sampling,
+    rollouts.sampling_params(tokenizer, config.rollout),
     prompts=config.profile.trajectories_per_batch,
     rows=config.profile.group_size * max(len(turns) for turns in work),
   )
@@ -268,7 +296,7 @@ def _too_long(config, turn):
   }
 
 
-def _log(config, rows, seconds, tokens, prompt_tokens):
+def _log(config, rows, seconds, stats):
   means = [row["mean"] for row in rows if row["mean"] is not None]
   if not means:
     return
@@ -287,8 +315,8 @@ def _log(config, rows, seconds, tokens, prompt_tokens):
     np.mean(means),
     flat.mean(),
     seconds,
-    tokens / max(seconds, 1e-9),
-    prompt_tokens,
+    sum(s.sampled_tokens for s in stats) / max(seconds, 1e-9),
+    sum(s.prompt_tokens for s in stats),
     f"; {missing} samples without a verdict are left out, and scored again"
     " on the next start"
     if missing
