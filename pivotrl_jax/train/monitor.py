@@ -53,7 +53,7 @@ class Monitor:
     self._shape = (config.train.watch_prompts, config.train.watch_actions)
     self._min_std = config.train.min_std
     self._asks = bool(config.verifier.judge.url)
-    self._recent = collections.deque(maxlen=_WINDOW)
+    self._dead = DeadGroups()
     if self._watched is not None:
       self._start = self._watched_log_probs(jax.device_put(policy.params))
 
@@ -74,7 +74,7 @@ class Monitor:
     """
     completions = [c for g in groups for c in g.completions]
     reasons = [v.reason for g in groups for v in g.verdicts]
-    self._watch_signal([dead(g, self._min_std) for g in groups])
+    self._dead.add([dead(g, self._min_std) for g in groups])
     trackers = jax.device_get(
       signal.group_signal(
         jnp.asarray(rewards),
@@ -97,21 +97,6 @@ class Monitor:
     if self._asks:
       scalars["rollout/no_verdict"] = float(np.isnan(rewards).mean())
     return scalars
-
-  def _watch_signal(self, causes):
-    """One line where most groups of the last steps taught nothing."""
-    self._recent.append(causes)
-    causes = [cause for step in self._recent for cause in step]
-    why = collections.Counter(cause for cause in causes if cause)
-    if len(self._recent) < _WINDOW or why.total() < _DEAD_SHARE * len(causes):
-      return
-    logging.warning(
-      "train: %d of %d groups of the last %d steps teach nothing (%s): %s",
-      why.total(), len(causes), _WINDOW,
-      ", ".join(f"{n} {cause}" for cause, n in why.most_common()),
-      _KNOBS[why.most_common(1)[0][0]],
-    )  # fmt: skip
-    self._recent.clear()
 
   def ordering(
     self,
@@ -188,6 +173,28 @@ class Monitor:
         out[row, i] = action.tobytes() not in seen
         seen.add(action.tobytes())
     return out
+
+
+class DeadGroups:
+  """Says in one line, with the cause, that most groups teach nothing."""
+
+  def __init__(self):
+    self._recent = collections.deque(maxlen=_WINDOW)
+
+  def add(self, causes: Sequence[str | None]) -> None:
+    """Takes up a step: of each of its groups what `dead` says."""
+    self._recent.append(causes)
+    causes = [cause for step in self._recent for cause in step]
+    why = collections.Counter(cause for cause in causes if cause)
+    if len(self._recent) < _WINDOW or why.total() < _DEAD_SHARE * len(causes):
+      return
+    logging.warning(
+      "train: %d of %d groups of the last %d steps teach nothing (%s): %s",
+      why.total(), len(causes), _WINDOW,
+      ", ".join(f"{n} {cause}" for cause, n in why.most_common()),
+      _KNOBS[why.most_common(1)[0][0]],
+    )  # fmt: skip
+    self._recent.clear()
 
 
 def dead(group: rollouts.Group, min_std: float) -> str | None:

@@ -147,8 +147,6 @@ def test_a_judge_that_dies_half_way(judge, tmp_path, silence):
   """It stops, keeps what it has, and ends as if nothing had been."""
   whole = _workdir(tmp_path / "whole")
   assert _run(_config(judge(99)), whole, _Engine())
-  # Of equal questions the first answers are kept: four of the first
-  # candidate, then nothing new. So each candidate asks for itself here.
   want = (whole / "profiles.jsonl").read_bytes()
   workdir = _workdir(tmp_path / "w")
   server, engine = judge(2, silence), _Engine()

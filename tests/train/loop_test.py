@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,8 +13,14 @@ import safetensors.numpy
 from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax import main
+from pivotrl_jax import types
+from pivotrl_jax.engines import base
+from pivotrl_jax.models import hf
+from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import loop
 from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
 import reads
 
 
@@ -67,7 +75,12 @@ def test_grpo_sharded_and_with_more_updates(tmp_path):
   rows = _metrics(before, tmp_path / "a", "pivotrl", "", parallel="sharded")
   _assert_close(one, rows)
   rows = _metrics(before, tmp_path / "b", "pivotrl", "", updates_per_batch=2)
-  assert rows[0]["train/loss"] == pytest.approx(one[0]["train/loss"], abs=1e-6)
+  # The mean of both updates, and the last: the first is as it was alone.
+  for name in ("train/loss", "train/entropy", "train/grad_norm"):
+    first = 2 * rows[0][name] - rows[0][f"{name}_last"]
+    assert first == pytest.approx(one[0][name], rel=1e-4, abs=1e-6), name
+  assert rows[0]["train/entropy_last"] != one[0]["train/entropy"]
+  assert not any(name.endswith("_last") for name in one[0])
   assert rows[0]["heldout/drift"] > one[0]["heldout/drift"]
 
 
@@ -166,3 +179,88 @@ def test_a_fork_of_nothing_or_of_another_shape_is_one_line(
   config = _config("sft", small, init=str(tmp_path))
   with pytest.raises(errors.InputError, match="checkpoints/1: .*; expected"):
     main.run(config, path, ["train"])
+
+
+def _group(*samples):
+  """A group of (tokens, finish, reward) on one prompt."""
+  turn = rollouts.Turn(None, np.arange(5, dtype=np.int32), (), {})
+  return rollouts.Group(
+    turn,
+    tuple(
+      base.Completion(np.ones(n, np.int32), np.zeros(n, np.float32), finish)
+      for n, finish, _ in samples
+    ),
+    ("",) * len(samples),
+    tuple(types.Verdict(reward, "r") for *_, reward in samples),
+  )
+
+
+def _loss(config, group):
+  """(loss, its divisor) of a first update on one group, by `grpo_loss`."""
+  rewards = np.array([group.rewards], np.float32)
+  kept = loop._kept(config, [group])
+  batch, _ = loop._pack(config, [group], rewards, kept, None)
+  micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+  t = config.train
+  _, (sums, _) = step_lib.grpo_loss(
+      {}, micro,
+      log_probs_fn=lambda params, micro: (jnp.zeros(micro.mask.shape),) * 2,
+      clip_low=t.clip_low, clip_high=t.clip_high, kl=t.kl, kl_coef=t.kl_coef,
+      loss_norm=t.loss_norm, importance_cap=0.0, importance_floor=0.0,
+  )  # fmt: skip
+  return float(sums["loss"] / sums["weight"]), float(sums["weight"])
+
+
+@pytest.mark.parametrize(
+  ("cut_off", "norm", "loss", "weight"),
+  [
+    # Rewards 1, 0, 0: mean 1/3, std .471405; A = 1.41421, -.70711, -.70711 on
+    # 2, 1 and 3 tokens, the last cut off: -(2.82843 - .70711 - 2.12132) / 6.
+    ("fail", "token", 0.0, 6.0),
+    # Without it -(2.82843 - .70711) / 3, by the same mean and std.
+    ("mask", "token", -0.70711, 3.0),
+    # Means over actions: -(1.41421 - .70711 - .70711) / 3, then / 2.
+    ("fail", "sequence", 0.0, 3.0),
+    ("mask", "sequence", -0.35355, 2.0),
+    # Over the 96 tokens of an action: -2.12132 / 96 / 2.
+    ("mask", "constant", -2.12132 / 96 / 2, 2.0),
+  ],
+)
+def test_cut_off_actions(cut_off, norm, loss, weight):
+  config = swe.get_config("tiny")
+  config.rollout.cut_off, config.train.loss_norm = cut_off, norm
+  group = _group((2, "stop", 1.0), (1, "stop", 0.0), (3, "length", 0.0))
+  assert _loss(config, group) == pytest.approx((loss, weight), abs=1e-5)
+
+
+def test_what_has_no_verdict_is_in_nothing():
+  # Of rewards 1 and 0 the mean is 1/2, the std 1/2: A = 1, -1 on 2 and 1
+  # tokens: -(2 - 1) / 3.
+  group = _group((2, "stop", 1.0), (1, "stop", 0.0), (3, "stop", None))
+  assert _loss(swe.get_config("tiny"), group) == pytest.approx(
+    (-1 / 3, 3.0), abs=1e-5
+  )
+
+
+def test_where_all_is_cut_off_a_step_is_zero_and_says_so(
+  small, tmp_path, caplog
+):
+  config = _config("pivotrl", small, steps=1, watch_prompts=0)
+  config.rollout.max_tokens, config.rollout.cut_off = 1, "mask"
+  config.data.trajectories = config.profile.trajectories = 2
+  config.profile.group_size = 2
+  stages = ["import", "candidates", "profile", "select", "train"]
+  with caplog.at_level("WARNING"):
+    main.run(config, tmp_path / "w", stages)
+  assert (
+    "train: step 1 learns nothing: of 16 samples 16 were cut off and 0 have"
+    " no verdict; raise config.rollout.max_tokens"
+  ) in caplog.text
+  [row] = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(row)["train/grad_norm"] == 0.0
+  assert json.loads(row)["rollout/cut_off"] == 1.0
+  shape = hf.read_config(tmp_path / "w" / "export")
+  trained = hf.load_params(tmp_path / "w" / "export", shape)
+  jax.tree.map(
+    np.testing.assert_array_equal, trained, hf.load_params(small, shape)
+  )
