@@ -228,7 +228,7 @@ class AdvantageLawTest(chex.TestCase):
     got = grpo.advantages(jnp.array(rewards, jnp.float32), estimator="loo")
     lone = np.asarray(got[:, 0])
     self.assertLess(np.abs(np.diff(lone)).max(), 0.1)
-    np.testing.assert_allclose(lone[-1], -0.4, atol=1e-5)
+    np.testing.assert_allclose(lone[-1], -0.4, atol=1e-4)
     self.assertLess(lone.min(), -2.6)  # It does go up to the bound between.
 
   @parameterized.parameters(*(range(2, 33)))
