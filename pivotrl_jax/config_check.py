@@ -327,7 +327,7 @@ def _name_the_idle(config, default):
 
 def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   """(whether it is so, why, keys or sections) of what a config leaves idle."""
-  t, v = config.train, config.verifier
+  t = config.train
   yield config.method == "sft", "method=sft", _ONLY_PIVOTRL
   yield (
     config.method != "sft" and not config.warm_start.steps,
@@ -361,6 +361,11 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     "evaluation.tasks=0",
     ("evaluation.max_turns",),
   )
+  yield from _verifiers_without_effect(config)
+
+
+def _verifiers_without_effect(config):
+  v = config.verifier
   used = "strict" if config.reward == "strict" else v.name
   yield (
     config.reward == "strict",
