@@ -126,7 +126,7 @@ STAGES = {
   ),
   "report": Stage(
     "pivotrl_jax.report.write:run",
-    config=("domain", "pivots.threshold", "report"),
+    config=("domain", "pivots.threshold", "pivots.min_std", "report"),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
       "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",

@@ -13,8 +13,14 @@ import safetensors.numpy
 from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax import main
+from pivotrl_jax import types
+from pivotrl_jax.engines import base
+from pivotrl_jax.models import hf
+from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import loop
 from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
 import reads
 from pivotrl_jax import types
 from pivotrl_jax.engines import base
