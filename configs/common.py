@@ -77,9 +77,13 @@ def _embedded(domain):
     trajectories=0,  # Most to take; 0 = all.
     successful_only=True,  # Failed trajectories are no demonstrations.
     max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
+    reasoning="keep",  # Which turns have theirs: keep | last | drop.
+    empty_thinking="keep",  # The template's empty blocks: keep | drop.
   )
   config.model = _section(
     path="",  # Hugging Face directory; "" = the mini policy.
+    chat_template="",  # Jinja file; "" = the tokenizer's own.
+    template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
     attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
     remat=False,  # Recompute layers in the backward pass.
@@ -126,7 +130,11 @@ def _embedded(domain):
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=40,
+    steps=40,  # More than were taken: training goes on.
+    # WORKDIR or WORKDIR/STEP of another run: training goes on from that
+    # checkpoint's parameters, optimizer and step; "" = the starting policy,
+    # which stays the reference either way.
+    init="",
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,

@@ -433,7 +433,7 @@ def _ours(row):
 def _theirs(peer, row):
   """A peer's figures: the last line of its script, or why there are none."""
   command = [
-    _PEER_PYTHON.value, str(_PEERS_AT / f"{peer}_{row.work}.py"),
+    os.path.expanduser(_PEER_PYTHON.value), str(_PEERS_AT / f"{peer}_{row.work}.py"),
     *map(str, row.shape), str(min(3, _STEPS.value)),
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True)
@@ -506,7 +506,7 @@ def main(_):
   text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})
   print(text)
   if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+    pathlib.Path(_JSON.value).expanduser().write_text(text + "\n")
 
 
 if __name__ == "__main__":

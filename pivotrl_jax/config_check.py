@@ -1,5 +1,6 @@
 """Checks a resolved config before any work."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -7,7 +8,9 @@ import jax
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
+from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import attention
 from pivotrl_jax.verifiers import verify
 
@@ -17,6 +20,8 @@ _CHOICES = {
   "select": ("difficult", "mixed", "random"),
   "reward": ("functional", "strict"),
   "optimizer": ("adam",),
+  "data.reasoning": tokenizer_lib.REASONING,
+  "data.empty_thinking": tokenizer_lib.EMPTY_THINKING,
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": attention.BODIES,
   "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
@@ -49,6 +54,15 @@ _LEAST = {
 }
 
 
+def expand(config: Any) -> None:
+  """Replaces the `~` that a value begins with by the home it stands for."""
+  for name, value in list(config.items()):
+    if hasattr(value, "items"):
+      expand(value)
+    elif isinstance(value, str) and value.startswith("~"):
+      config[name] = os.path.expanduser(value)
+
+
 def check(config: Any) -> None:
   """InputError that names the first value that cannot be."""
   for name, choices in _CHOICES.items():
@@ -79,6 +93,7 @@ def check(config: Any) -> None:
   _check_attention(config.model)
   _check_verifier(config.verifier)
   _check_paths(config)
+  policy_lib.template_kwargs(config)
 
 
 def _check_attention(config):
@@ -108,9 +123,9 @@ def _check_paths(config):
       f"--config.data.path: not given, and {config.domain} has no embedded"
       " world; expected a file or folder of trajectories"
     )
-  for name in ("data.path", "model.path"):
+  for name in ("data.path", "model.path", "model.chat_template"):
     value = _get(config, name)
-    if value and not pathlib.Path(value).expanduser().exists():
+    if value and not pathlib.Path(value).exists():
       raise errors.InputError(
         f"--config.{name}: {value}; expected a file or folder that exists"
       )

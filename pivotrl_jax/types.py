@@ -38,6 +38,8 @@ class Message:
       not become a candidate (a canned greeting, a copied history).
     prompt: of an assistant message, the exact messages that the model saw,
       where these are not simply all the messages before it.
+    raw: `content` is a policy's output as sampled, which says nothing that
+      could be read: the markup in it is markup, not text.
   """
 
   role: str
@@ -47,6 +49,7 @@ class Message:
   tool_call_id: str | None = None
   context: bool = False
   prompt: tuple["Message", ...] | None = None
+  raw: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

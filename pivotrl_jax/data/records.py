@@ -221,6 +221,8 @@ def message_to_json(value: types.Message) -> dict[str, Any]:
     row["context"] = True
   if value.prompt is not None:
     row["prompt"] = [message_to_json(m) for m in value.prompt]
+  if value.raw:
+    row["raw"] = True
   return row
 
 
@@ -391,6 +393,7 @@ def _message_from_json(row: Any, place: str) -> types.Message:
     prompt=None
     if prompt is None
     else messages_from_json(prompt, f"{place}.prompt"),
+    raw=field(row, "raw", bool, place, default=False),
   )
 
 

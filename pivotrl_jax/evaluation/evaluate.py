@@ -32,7 +32,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   base = policy_lib.starting(config, workdir)
   policies = {"base": base}
   if (workdir / "export").exists():
-    policies["trained"] = policy_lib.load(workdir / "export")
+    policies["trained"] = policy_lib.load(workdir / "export", config)
   rows = []
   for name, policy in policies.items():
     engine = policy_lib.engine(policy, config)
@@ -97,14 +97,23 @@ def _questions(config, policy, engine, seed):
   )
   if not questions:
     return []
+  prompts = [
+    render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions
+  ]
   completions = engine.sample(
-    [render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions],
+    prompts,
     _sampling(config, policy),
     [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
   )
   rows = []
-  for question, completion in zip(questions, completions, strict=True):
-    _, said = parse.read(policy.tokenizer, completion)
+  for question, prompt, completion in zip(
+    questions, prompts, completions, strict=True
+  ):
+    _, said = parse.read(
+      policy.tokenizer,
+      completion,
+      opened=render.opens_thinking(policy.tokenizer, prompt),
+    )
     right = isinstance(said, types.Message) and benchmarks.grade(
       question, types.action_of(said)
     )

@@ -13,7 +13,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
@@ -57,7 +56,7 @@ class Group:
 
 
 def render_turn(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   trajectory: types.Trajectory,
   candidate: types.Candidate,
 ) -> Turn:
@@ -72,7 +71,7 @@ def render_turn(
 
 
 def render_demonstration(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   trajectory: types.Trajectory,
   candidate: types.Candidate,
 ) -> np.ndarray:
@@ -134,12 +133,12 @@ class Scorer:
 
 
 def sampling_params(
-  tokenizer: PreTrainedTokenizerBase, rollout: Any
+  tokenizer: tokenizer_lib.Tokenizer, rollout: Any
 ) -> base.SamplingParams:
   """`config.rollout` as the engine takes it."""
   return base.SamplingParams(
     max_tokens=rollout.max_tokens,
-    stop_ids=tokenizer_lib.stop_ids(tokenizer),
+    stop_ids=tokenizer.stop_ids,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
   )
@@ -147,7 +146,7 @@ def sampling_params(
 
 def roll_out(
   engine: base.Engine,
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   turns: Sequence[Turn],
   *,
   group_size: int,
@@ -171,7 +170,14 @@ def roll_out(
   """
   prompts = [turn.prompt for turn in turns for _ in range(group_size)]
   sampled = engine.sample(prompts, sampling, list(seeds))
-  texts, said = zip(*(parse.read(tokenizer, c) for c in sampled), strict=True)
+  opened = [render.opens_thinking(tokenizer, turn.prompt) for turn in turns]
+  texts, said = zip(
+    *(
+      parse.read(tokenizer, c, opened=opened[i // group_size])
+      for i, c in enumerate(sampled)
+    ),
+    strict=True,
+  )
   verdicts = score.many(
     [turn for turn in turns for _ in range(group_size)],
     [types.action_of(x) if isinstance(x, types.Message) else x for x in said],

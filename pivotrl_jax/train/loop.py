@@ -18,13 +18,14 @@ import numpy as np
 import tqdm
 
 from pivotrl_jax import compilations
+from pivotrl_jax import errors
+from pivotrl_jax import interrupt
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
-from pivotrl_jax.models import hf
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import metrics as metrics_lib
@@ -51,19 +52,41 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   state = state_lib.create(policy.params, tx)
   with (
     checkpoints.Checkpoints(
-      workdir / "checkpoints", keep=t.keep_checkpoints
+      workdir, keep=t.keep_checkpoints, policy=policy.version
     ) as saved,
     metrics_lib.MetricWriter(workdir) as writer,
   ):
-    state = saved.restore_latest(state)
-    first = int(state.step)
-    writer.truncate(first)
+    first, state = _first(t, saved, state)
+    writer.start(first)
     advance, state = METHODS[config.method](config, workdir, policy, tx, state)
-    bar = tqdm.tqdm(
-        range(first, t.steps), initial=first, total=t.steps,
-        desc="train", disable=None,
-    )  # fmt: skip
-    compiled = compilations.Compilations()
+    state = _steps(t, first, state, advance, saved, writer)
+  policy_lib.save(workdir / "export", policy, state.params)
+
+
+def _first(t, saved, state):
+  """The step and state to go on from: the newest, `init`, or `state`."""
+  found = saved.restore_latest(state)
+  if found is None and t.init:
+    found = checkpoints.restore(checkpoints.find(t.init), state)
+    # A copy, so that what the other run does next is no matter of this one.
+    saved.save(*found)
+  first, state = found or (0, state)
+  if first > t.steps:
+    raise errors.InputError(
+      f"--config.train.steps={t.steps}: {first} steps were taken; expected"
+      f" at least {first}, or --redo=train, or another --workdir"
+    )
+  return first, state
+
+
+def _steps(t, first, state, advance, saved, writer):
+  """Steps `first + 1` to `t.steps`; Stopped after the one a signal came in."""
+  bar = tqdm.tqdm(
+      range(first, t.steps), initial=first, total=t.steps,
+      desc="train", disable=None,
+  )  # fmt: skip
+  compiled = compilations.Compilations()
+  with interrupt.held():
     for index in bar:
       started = time.monotonic()
       state, scalars = advance(state, index)
@@ -72,14 +95,14 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       writer.write(index + 1, scalars, seconds=seconds)
       if (index + 1) % t.log_every == 0:
         _log(index + 1, scalars, seconds)
-      if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
+      asked = interrupt.asked()
+      ends = index + 1 == t.steps or asked
+      if (index + 1) % t.save_every == 0 or ends:
+        writer.sync()
         saved.save(index + 1, state)
-  hf.save(
-    workdir / "export",
-    jax.device_get(state.params),
-    policy.hf_config,
-    policy.path,
-  )
+      if asked:
+        interrupt.check()
+  return state
 
 
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:

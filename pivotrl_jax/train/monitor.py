@@ -10,7 +10,6 @@ import numpy as np
 
 from pivotrl_jax import seeds
 from pivotrl_jax.chat import render
-from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
 from pivotrl_jax.diagnostics import ordering
 from pivotrl_jax.diagnostics import signal
@@ -162,7 +161,7 @@ def _watched(config, policy, engine):
     prompts,
     base.SamplingParams(
       max_tokens=config.rollout.max_tokens,
-      stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
+      stop_ids=policy.tokenizer.stop_ids,
     ),
     [seeds.row_seed(config.seed, "watch", i) for i in range(len(prompts))],
   )

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx2
 import tenacity
-from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
@@ -201,12 +200,12 @@ class FromEngine:
   def __init__(
     self,
     engine: base.Engine,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: tokenizer_lib.Tokenizer,
     max_tokens: int = 1024,
   ):
     self._engine, self._tokenizer = engine, tokenizer
     self._sampling = base.SamplingParams(
-      max_tokens, tokenizer_lib.stop_ids(tokenizer), temperature=0.0
+      max_tokens, tokenizer.stop_ids, temperature=0.0
     )
     self._lock = threading.Lock()
 
@@ -214,7 +213,11 @@ class FromEngine:
     ids = render.prompt_ids(self._tokenizer, (types.Message("user", text),), ())
     with self._lock:
       [completion] = self._engine.sample([ids], self._sampling, [0])
-    _, said = parse.read(self._tokenizer, completion)
+    _, said = parse.read(
+      self._tokenizer,
+      completion,
+      opened=render.opens_thinking(self._tokenizer, ids),
+    )
     return said.content if isinstance(said, types.Message) else None
 
 

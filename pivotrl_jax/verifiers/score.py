@@ -109,14 +109,17 @@ def _score_chunk(lines):
 
 
 def main(_):
-  source, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
+  source = pathlib.Path(_INPUT.value).expanduser()
+  output = pathlib.Path(_OUTPUT.value).expanduser()
   judge = None
   if _JUDGE_URL.value:
     judge = {
       "url": _JUDGE_URL.value,
       "model": _JUDGE_MODEL.value,
       "key": os.environ.get(judge_lib.KEY_VARIABLE, ""),
-      "cache": pathlib.Path(_JUDGE_CACHE.value or f"{output}.judge"),
+      "cache": pathlib.Path(
+        _JUDGE_CACHE.value or f"{output}.judge"
+      ).expanduser(),
     }
   try:
     lines = (line for _, line in records.read_lines(source))

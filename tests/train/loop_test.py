@@ -3,33 +3,17 @@
 import json
 import shutil
 
-import flax.linen as nn
-import jax
 import numpy as np
+import optax
 import pytest
+import safetensors.numpy
 
 from configs import swe
+from pivotrl_jax import errors
 from pivotrl_jax import main
-from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
-from pivotrl_jax.models import qwen3
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-  """The mini policy's tokenizer with one random layer: it compiles fast."""
-  path = tmp_path_factory.mktemp("checkpoint")
-  shape = hf.read_config(policy_lib.MINI) | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-  }
-  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  hf.save(path, jax.device_get(nn.unbox(params)), shape, policy_lib.MINI)
-  return str(path)
+from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import state as state_lib
+import reads
 
 
 def _config(method, model, **train):
@@ -85,3 +69,100 @@ def test_grpo_sharded_and_with_more_updates(tmp_path):
   rows = _metrics(before, tmp_path / "b", "pivotrl", "", updates_per_batch=2)
   assert rows[0]["train/loss"] == pytest.approx(one[0]["train/loss"], abs=1e-6)
   assert rows[0]["heldout/drift"] > one[0]["heldout/drift"]
+
+
+@pytest.fixture(scope="module")
+def imported(small, tmp_path_factory):
+  """A workdir ready for `train`."""
+  path = tmp_path_factory.mktemp("imported") / "w"
+  main.run(_config("sft", small), path, ["import", "candidates"])
+  return path
+
+
+@pytest.fixture(scope="module")
+def at_once(small, imported, tmp_path_factory):
+  """The workdir of a run of 4 steps that nothing interrupted."""
+  path = tmp_path_factory.mktemp("at_once") / "w"
+  with reads.noted() as seen:
+    _metrics(imported, path, "sft", small, steps=4)
+    reads.assert_keys_hold(_config("sft", small), seen)
+  return path
+
+
+def _bytes(path):
+  names = ("export/model.safetensors", "export/config.json", "metrics.jsonl")
+  return [(path / name).read_bytes() for name in names]
+
+
+def _steps(path):
+  return sorted(int(p.name) for p in (path / "checkpoints").iterdir())
+
+
+def test_more_steps_go_on_to_the_same_bytes(small, imported, at_once, tmp_path):
+  path = tmp_path / "w"
+  _metrics(imported, path, "sft", small, steps=2)
+  main.run(
+    _config("sft", small, steps=4, log_every=1, save_every=1, watch_prompts=2),
+    path,
+    ["train"],
+  )
+  assert _bytes(path) == _bytes(at_once)
+  assert _steps(path) == [3, 4]
+  before = {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")}
+  main.run(_config("sft", small, steps=4, log_every=9), path, ["train"])
+  assert {p: p.stat().st_mtime_ns for p in before} == before
+  # Fewer steps than were taken: said, and nothing lost.
+  with pytest.raises(errors.InputError, match="train.steps=1: 4 steps were"):
+    main.run(_config("sft", small, steps=1), path, ["train"])
+  assert _bytes(path) == _bytes(at_once)
+  assert _steps(path) == [3, 4]
+
+
+@pytest.mark.parametrize("parallel", ["sharded", "pmap"])
+def test_another_layout_goes_on(small, imported, at_once, tmp_path, parallel):
+  path = tmp_path / "w"
+  _metrics(imported, path, "sft", small, steps=1)
+  for steps, layout in ((3, parallel), (4, "jit")):
+    config = _config("sft", small, steps=steps, parallel=layout)
+    main.run(config, path, ["train"])
+  one, other = (
+    safetensors.numpy.load_file(p / "export" / "model.safetensors")
+    for p in (at_once, path)
+  )
+  for name, value in one.items():
+    np.testing.assert_allclose(
+      other[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+    )
+
+
+def test_a_fork_goes_on_from_another_run(small, imported, at_once, tmp_path):
+  source = tmp_path / "source"
+  _metrics(imported, source, "sft", small, steps=2)
+  path = tmp_path / "fork"
+  shutil.copytree(imported, path)
+  config = _config("sft", small, steps=4, init=f"{source}/2")
+  main.run(config, path, ["train"])
+  export, _, metrics = _bytes(at_once)
+  assert _bytes(path)[0] == export
+  assert _bytes(path)[2].splitlines() == metrics.splitlines()[2:]
+  # What becomes of the other run is no matter of this one.
+  shutil.rmtree(source)
+  main.run(config, path, ["train"])
+  config.train.steps = 5
+  main.run(config, path, ["train"])
+  assert _steps(path)[-1] == 5
+
+
+def test_a_fork_of_nothing_or_of_another_shape_is_one_line(
+  small, imported, tmp_path
+):
+  path = tmp_path / "w"
+  shutil.copytree(imported, path)
+  with pytest.raises(errors.InputError, match="train.init=/nowhere"):
+    main.run(_config("sft", small, init="/nowhere"), path, ["train"])
+  other = state_lib.create({"kernel": np.ones(3)}, optax.adam(1.0))
+  with checkpoints.Checkpoints(tmp_path, keep=1, policy="p") as saved:
+    saved.save(1, other)
+  config = _config("sft", small, init=str(tmp_path))
+  with pytest.raises(errors.InputError, match="checkpoints/1: .*; expected"):
+    main.run(config, path, ["train"])

@@ -109,6 +109,7 @@ def import_path(
       f"data.format: {format_name!r}; expected world, auto,"
       f" {', '.join(sorted(IMPORTERS))}"
     )
+  path = path.expanduser()
   seen: dict[str, str] = {}
   ids: set[str] = set()
   for item in _items(path, format_name):
@@ -149,7 +150,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
         f" data.format is {config.data.format!r}"
       )
     source = import_path(
-      pathlib.Path(config.data.path).expanduser(),
+      pathlib.Path(config.data.path),
       config.data.format,
       domain=config.domain,
       tools=read_tools(config.data.tools),
