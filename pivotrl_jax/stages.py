@@ -343,7 +343,7 @@ def _idle(config, name):
   elif name != "warm_start":
     idle.append("model.path")  # Its contents count by what was made of them.
   if config.data.format == "world":
-    idle.append("data.path")
+    idle += ["data.path", "data.tools"]
   elif name == "import":
     idle.append("seed")
   return idle

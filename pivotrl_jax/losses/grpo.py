@@ -85,17 +85,19 @@ def _rloo(rewards, valid, min_std):
 
 
 def _loo(rewards, valid, min_std):
-  # [P, i, j]: sample j as seen from i, without i itself.
+  # [P, i, j]: sample j as seen from i, without i itself; shifted by one of
+  # them, so that equal ones have a std of exactly 0.
   others = valid[:, None, :] & ~jnp.eye(rewards.shape[1], dtype=bool)
   count = others.sum(2)
-  seen = jnp.where(others, rewards[:, None, :], 0.0)
+  one = jnp.take_along_axis(rewards, others.argmax(2), 1)
+  seen = jnp.where(others, rewards[:, None, :] - one[..., None], 0.0)
   mean = seen.sum(2) / jnp.maximum(count, 1)
   spread = jnp.where(others, (seen - mean[..., None]) ** 2, 0.0).sum(2)
   std = jnp.sqrt(spread / jnp.maximum(count - 1, 1))
   share = jnp.minimum(std / min_std, 1.0)
   divisor = 1.0 + share * (jnp.maximum(std, min_std) + EPSILON - 1.0)
   bound = jnp.sqrt(jnp.maximum(valid.sum(1, keepdims=True) - 1.0, 0.0))
-  return jnp.clip((rewards - mean) / divisor, -bound, bound)
+  return jnp.clip((rewards - one - mean) / divisor, -bound, bound)
 
 
 _ESTIMATORS = {

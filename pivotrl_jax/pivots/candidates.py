@@ -114,6 +114,10 @@ def _fits(tokenizer, trajectory, candidate, seen, skipped):
   """Whether the template holds a turn; counts what is to be said of it."""
   prefix = prefix_messages(trajectory, candidate)
   message = trajectory.messages[candidate.prefix]
+  if types.says_nothing(message):
+    reason = "an empty demonstration, without text and call"
+    skipped.append({"id": candidate.id, "reason": reason})
+    return False
   try:
     turn = render.demonstration(tokenizer, prefix, message, trajectory.tools)
   except errors.InputError as error:

@@ -16,7 +16,6 @@ from typing import Any
 from absl import logging
 import numpy as np
 import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import compilations
 from pivotrl_jax import errors

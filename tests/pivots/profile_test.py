@@ -88,7 +88,9 @@ class _Engine:
     out = []
     for row, _ in enumerate(list(seeds)):
       text = reply(f"ls {row % 4}\n") + "<|im_end|>"
-      ids = np.array(TOKENIZER.encode(text, add_special_tokens=False), np.int32)
+      ids = np.array(
+        TOKENIZER.hf.encode(text, add_special_tokens=False), np.int32
+      )
       out.append(base.Completion(ids, np.zeros(len(ids), np.float32), "stop"))
     assert len(prompts) == len(out)
     return out

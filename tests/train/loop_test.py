@@ -22,12 +22,6 @@ from pivotrl_jax.train import loop
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 import reads
-from pivotrl_jax import types
-from pivotrl_jax.engines import base
-from pivotrl_jax.models import hf
-from pivotrl_jax.pivots import rollouts
-from pivotrl_jax.train import loop
-from pivotrl_jax.train import step as step_lib
 
 
 def _config(method, model, **train):
