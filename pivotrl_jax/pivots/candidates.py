@@ -68,7 +68,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     (
       records.candidate_to_json(candidate)
       for trajectory in _accepted(config, workdir, skipped)
-      for candidate in _saying(trajectory, skipped)
+      for candidate in candidates(trajectory)
       if _fits(tokenizer, trajectory, candidate, seen, skipped)
     ),
   )
@@ -146,22 +146,6 @@ def _value(text):
     return json.loads(text or "{}") or {}
   except (ValueError, RecursionError):
     return text
-
-
-def _saying(
-  trajectory: types.Trajectory, skipped: list[dict[str, Any]]
-) -> Iterator[types.Candidate]:
-  for candidate in candidates(trajectory):
-    if types.says_nothing(trajectory.messages[candidate.prefix]):
-      skipped.append(
-        {
-          "file": trajectory.source,
-          "id": candidate.id,
-          "reason": "an empty demonstration, without text and call",
-        }
-      )
-    else:
-      yield candidate
 
 
 def _accepted(
