@@ -235,12 +235,10 @@ def _texts(path):
 
 def test_messages_name_keys_that_exist():
   values = swe.get_config().to_dict()
-  # Without "config." before it `model.x` is a parameter of a checkpoint.
-  sections = "|".join(
-    k for k, v in values.items() if isinstance(v, dict) and k != "model"
-  )
+  sections = "|".join(k for k, v in values.items() if isinstance(v, dict))
+  # Without "config." before it a name counts where it is given a value.
   named = re.compile(
-    rf"\bconfig\.(\w+(?:\.\w+)*)|(?<![\w./])((?:{sections})\.\w+(?:\.\w+)*)"
+    rf"\bconfig\.(\w+(?:\.\w+)*)|(?<![\w./])((?:{sections})\.[\w.]+)="
   )
   places = [*ROOT.glob("pivotrl_jax/**/*.py"), ROOT / "README.md"]
   found = 0
@@ -249,12 +247,10 @@ def test_messages_name_keys_that_exist():
     for text in texts:
       for match in named.finditer(text):
         at, name = values, match[1] or match[2]
-        if name in ("x.y", "verifier.NAME.OPTION") or name.endswith(
-          ("json", "jsonl", "md", "html", "safetensors", "newest")
-        ):
-          continue  # "Any key"; a file.
+        if name in ("json", "x.y", "verifier.NAME.OPTION"):
+          continue  # A file; any key.
         found += 1
         for part in name.split("."):
           assert isinstance(at, dict) and part in at, (path.name, match[0])
           at = at[part]
-  assert found > 100
+  assert found > 60

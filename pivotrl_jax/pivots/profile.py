@@ -100,7 +100,7 @@ def profile_all(
         score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
     records.replace_skipped(workdir, "profile", skipped)
     rows = list(out.rows)
-    _log(config, rows, time.monotonic() - started, stats)
+    _log(rows, time.monotonic() - started, stats)
     if any(None in row["rewards"] for row in rows):
       out.publish()
       return False
@@ -304,13 +304,13 @@ def _too_long(config, turn):
   }
 
 
-def _log(config, rows, seconds, stats):
+def _log(rows, seconds, stats):
   means = [row["mean"] for row in rows if row["mean"] is not None]
   if not means:
     return
   flat = np.array(
     [
-      row["variance"] <= config.pivots.min_std**2
+      row["variance"] < 1e-12  # That of equal rewards may round to 1e-34.
       for row in rows
       if row["variance"] is not None
     ]

@@ -89,7 +89,13 @@ def _steps(t, first, state, advance, saved, writer):
   with interrupt.held():
     for index in bar:
       started = time.monotonic()
-      state, scalars = advance(state, index)
+      try:
+        state, scalars = advance(state, index)
+      except errors.InputError:  # The judge is gone: what was learnt is not.
+        if index > first and index % t.save_every:
+          writer.sync()
+          saved.save(index, state)
+        raise
       seconds = time.monotonic() - started
       compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, seconds=seconds)
