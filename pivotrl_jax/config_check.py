@@ -65,6 +65,12 @@ def expand(config: Any) -> None:
 
 def check(config: Any) -> None:
   """InputError that names the first value that cannot be."""
+  check_values(config)
+  _check_attention(config.model)
+
+
+def check_values(config: Any) -> None:
+  """`check` without a look at the device, which may be another machine's."""
   for name, choices in _CHOICES.items():
     value = _get(config, name)
     if value not in choices:
@@ -90,7 +96,6 @@ def check(config: Any) -> None:
       "--config.rollout.temperature: 0; expected above 0, as groups of"
       " equal actions have no variance"
     )
-  _check_attention(config.model)
   _check_verifier(config.verifier)
   _check_paths(config)
   policy_lib.template_kwargs(config)

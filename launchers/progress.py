@@ -1,0 +1,165 @@
+"""How a run stands, from what its folder says. Reads only, at any time."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import time
+from typing import Any, Literal
+
+from launchers import attempt
+from launchers import locks
+from pivotrl_jax import workdir as workdir_lib
+from pivotrl_jax.data import records
+
+State = Literal["waiting", "running", "done", "failed", "stopped"]
+
+# Statuses of a run that was asked to stop: SIGHUP, SIGINT, SIGTERM.
+ASKED = (129, 130, 143)
+# The status of bad input: the same again would end the same way.
+BAD_INPUT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How a run stands.
+
+  Attributes:
+    state: "stopped" is a run that was interrupted, or whose process is gone;
+      it goes on where it was.
+    cause: of a failure or a stop, in one line.
+    stage: the one under way, or to come.
+    step: last step of training.
+    reward: mean of that step's rollouts.
+    success: share of held-out tasks of the domain, by the trained policy.
+    seconds: spent by all attempts whose end is known, and by this one.
+    attempts: how many were started.
+    status: of the last one that ended.
+  """
+
+  state: State
+  cause: str = ""
+  stage: str = ""
+  step: int | None = None
+  reward: float | None = None
+  success: float | None = None
+  seconds: float = 0.0
+  attempts: int = 0
+  status: int | None = None
+
+
+def read(
+  workdir: pathlib.Path, command: tuple[str, ...], stages: tuple[str, ...]
+) -> Progress:
+  """How the run in `workdir` stands.
+
+  Args:
+    workdir: its folder.
+    command: what it is to run; what another command did is not its own.
+    stages: what it runs, in order.
+  """
+  rows = _rows(workdir / attempt.ROWS)
+  state, cause, status = _state(workdir, rows, command)
+  recorded = workdir_lib.recorded(workdir)
+  to_come = [name for name in stages if name not in recorded]
+  step, reward = _last_step(workdir / "metrics.jsonl")
+  return Progress(
+    state=state,
+    cause=cause,
+    stage=to_come[0] if to_come and state != "done" else "",
+    step=step,
+    reward=reward,
+    success=_success(workdir / "evals.jsonl"),
+    seconds=_seconds(rows, state),
+    attempts=sum("started" in row for row in rows),
+    status=status,
+  )
+
+
+def pid(workdir: pathlib.Path) -> int | None:
+  """Of the attempt that runs in `workdir`; None where it is not of this host."""
+  rows = _rows(workdir / attempt.ROWS)
+  if rows and rows[-1].get("host") == socket.gethostname():
+    return rows[-1]["pid"]
+  return None
+
+
+def _rows(path):
+  """Whole rows of attempts.jsonl; a torn last one is none."""
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
+    return []
+  whole = data[: data.rfind(b"\n") + 1].splitlines()
+  return [json.loads(line) for line in whole]
+
+
+def _state(workdir, rows, command):
+  if locks.is_held(workdir / attempt.LOCK):
+    return "running", "", None
+  started = [row for row in rows if "started" in row]
+  if not started or started[-1]["command"] != list(command):
+    return "waiting", "", None
+  last = rows[-1]
+  if "started" in last:
+    return "stopped", "its process is gone", None
+  status, cause = last["status"], last["cause"]
+  if status == 0:
+    return "done", "", status
+  return "stopped" if status in ASKED else "failed", cause, status
+
+
+def _seconds(rows, state):
+  total, begun = 0.0, None
+  for row in rows:
+    if "started" in row:
+      begun = row["started"]
+    elif begun is not None:
+      total, begun = total + row["ended"] - begun, None
+  if state == "running" and begun is not None:
+    total += time.time() - begun
+  return round(total, 1)
+
+
+def _last_step(path):
+  """(step, mean reward) of the last whole row of metrics.jsonl."""
+  try:
+    with open(path, "rb") as file:
+      file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+      data = file.read()
+  except FileNotFoundError:
+    return None, None
+  lines = data[: data.rfind(b"\n") + 1].splitlines()
+  if not lines:
+    return None, None
+  try:
+    row = json.loads(lines[-1])
+  except ValueError:  # Longer than what was read.
+    return None, None
+  return row["step"], row.get("rollout/reward_mean")
+
+
+def _success(path):
+  rates = successes(path)
+  return sum(rates.values()) / len(rates) if rates else None
+
+
+def successes(
+  path: pathlib.Path, *, policy: str = "trained", suite: str = ""
+) -> dict[str, float]:
+  """Task -> share of its episodes that succeeded, of an evals.jsonl.
+
+  Args:
+    path: the file; none is no tasks.
+    policy: "base" or "trained".
+    suite: "" for the run's own domain, which is not the questions.
+  """
+  if not path.exists():
+    return {}
+  found: dict[str, list[Any]] = {}
+  for _, row in records.read_jsonl(path):
+    own = row["suite"] == suite if suite else row["suite"] != "questions"
+    if row["policy"] == policy and own:
+      found.setdefault(row["task"], []).append(row["success"])
+  return {task: sum(every) / len(every) for task, every in found.items()}

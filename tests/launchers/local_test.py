@@ -1,0 +1,271 @@
+"""The local launcher: kills at any moment, failures, signals, one at a time.
+
+Stand-ins run in place of main (stand_in.py), launched by driver.py; the last
+test launches main itself.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launchers import local
+from launchers import root as root_lib
+from pivotrl_jax import errors
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+DRIVER = ROOT / "tests" / "launchers" / "driver.py"
+LAUNCH = ROOT / "launchers" / "launch.py"
+
+
+def _start(root, runs, *args):
+  return subprocess.Popen(
+      [
+          sys.executable, str(DRIVER), f"--root={root}", "--at_once=2",
+          f"--runs={json.dumps(runs)}", *args,
+      ],
+      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def _end(launcher, timeout=60):
+  stdout, stderr = launcher.communicate(timeout=timeout)
+  return launcher.returncode, stdout, stderr
+
+
+def _status(root):
+  done = subprocess.run(
+      [sys.executable, str(LAUNCH), "status", f"--root={root}"],
+      capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  return done.stdout
+
+
+def _columns(table):
+  """run -> state, step, success: what no kill may change."""
+  found = {}
+  for line in table.splitlines()[1:-1]:
+    words = line.split()
+    found[words[0]] = (words[1], [w for w in words if "%" in w])
+  return found
+
+
+def _processes(root):
+  """Pid -> command line of what has `root` in it, but for this process."""
+  found = {}
+  for place in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+      words = (place / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+      continue
+    if str(root).encode() in b" ".join(words) and int(place.name) != os.getpid():
+      found[int(place.name)] = words
+  return found
+
+
+def _kill(pids):
+  for pid in pids:
+    try:
+      os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+      pass
+
+
+def _until(ready, seconds=30):
+  end = time.monotonic() + seconds
+  while not ready():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def _steps(root):
+  return sum(f.read_bytes().count(b"\n") for f in root.glob("*/metrics.jsonl"))
+
+
+RUNS = {f"seed={seed}": {"seed": seed, "hangs": 0.05} for seed in range(4)}
+
+
+def test_five_kills_end_in_the_same_table(tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  code, table, stderr = _end(_start(whole, RUNS))
+  assert code == 0, stderr
+  for steps in (0, 3, 9, 15, 25):
+    launcher = _start(killed, RUNS)
+    _until(lambda n=steps: _steps(killed) >= n and _processes(killed / "s"))
+    _kill([launcher.pid, *_processes(killed)])
+    _end(launcher)
+    assert not _processes(killed)
+    assert "running" not in _status(killed)
+  code, again, stderr = _end(_start(killed, RUNS))
+  assert code == 0, stderr
+  assert _columns(again) == _columns(table)
+  assert len(_columns(table)) == 4
+  for name in RUNS:
+    for file in ("metrics.jsonl", "evals.jsonl", "trajectories.jsonl"):
+      got = (killed / name / file).read_bytes()
+      assert got == (whole / name / file).read_bytes()
+  # The import was done once, in one folder, and linked.
+  assert not list(killed.glob("seed=*/timings.jsonl.import"))
+  stages = [
+    json.loads(line)["stage"]
+    for file in killed.glob("seed=*/timings.jsonl")
+    for line in file.read_text().splitlines()
+  ]
+  assert "import" not in stages
+  assert (killed / "seed=0" / "trajectories.jsonl").stat().st_nlink == 5
+
+
+def test_what_outlives_a_killed_launcher_is_found_and_not_started_twice(
+  tmp_path,
+):
+  runs = {"a": {"steps": 30, "hangs": 0.1}, "b": {"steps": 2}}
+  launcher = _start(tmp_path, runs)
+  _until(lambda: _steps(tmp_path) > 2)
+  # The launcher and the attempt die, the run itself goes on.
+  attempts = [
+    pid
+    for pid, words in _processes(tmp_path / "a").items()
+    if b"stand_in" not in words[2]
+  ]
+  assert len(attempts) == 1
+  _kill([launcher.pid, *attempts])
+  _end(launcher)
+  assert "running" in _status(tmp_path)
+  launcher = _start(tmp_path, runs)
+  _until(lambda: (tmp_path / "b" / "evals.jsonl").exists())
+  assert len(_processes(tmp_path / "a")) == 1
+  code, _, stderr = _end(launcher)
+  assert code == 0, stderr
+  assert "a: running" in stderr
+  rows = (tmp_path / "a" / "metrics.jsonl").read_bytes().splitlines()
+  assert [json.loads(row)["step"] for row in rows] == list(range(1, 31))
+
+
+def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
+  runs = {
+    "bad": {"fails": 2},
+    "dies": {"fails": 3},
+    "killed": {"steps": 200},
+    "good": {"seed": 3},
+  }
+  launcher = _start(tmp_path, runs, "--tries=2")
+  for _ in range(2):
+    _until(lambda: (tmp_path / "killed" / "metrics.jsonl").exists())
+    _until(
+      lambda: any(
+        b"stand_in" in words[2]
+        for words in _processes(tmp_path / "killed").values()
+      )
+    )
+    _kill(
+      pid
+      for pid, words in _processes(tmp_path / "killed").items()
+      if b"stand_in" in words[2]
+    )
+    _until(
+      lambda: not any(
+        b"stand_in" in words[2]
+        for words in _processes(tmp_path / "killed").values()
+      )
+    )
+  code, table, stderr = _end(launcher)
+  assert code == 1, stderr
+  lines = {line.split()[0]: line for line in table.splitlines()[1:-1]}
+  assert "--config.fails: asked to" in lines["bad"]
+  assert "killed by SIGKILL" in lines["killed"]
+  assert lines["good"].split()[1] == "done"
+  # Bad input is not tried again; what dies is, as often as was asked.
+  starts = {
+    name: sum(
+      "started" in json.loads(line)
+      for line in (tmp_path / name / "attempts.jsonl").read_text().splitlines()
+    )
+    for name in runs
+  }
+  assert starts == {"bad": 1, "dies": 2, "killed": 2, "good": 1}
+  assert _columns(_status(tmp_path)) == _columns(table)
+  index = {row.job.name: row for row in root_lib.read(tmp_path)}
+  assert index["bad"].progress.state == "failed"
+  assert index["bad"].job.command[-1] == "--config.fails=2"
+
+
+def test_a_full_disk_is_one_runs_failure(tmp_path):
+  (tmp_path / "full").mkdir()
+  mounted = subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=40", "tmpfs",
+       str(tmp_path / "full")],
+      capture_output=True, check=False,
+  )  # fmt: skip
+  if mounted.returncode:
+    pytest.skip("cannot mount a small tmpfs here")
+  try:
+    code, table, stderr = _end(_start(tmp_path, {"full": {}, "good": {}}))
+    assert code == 1, stderr
+    lines = {line.split()[0]: line for line in table.splitlines()[1:-1]}
+    assert lines["full"].split()[1] == "failed"
+    assert "No space left" in lines["full"]
+    assert lines["good"].split()[1] == "done"
+    assert "No space left" in _status(tmp_path)
+  finally:
+    subprocess.run(["umount", str(tmp_path / "full")], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_the_next_launch_goes_on(tmp_path, number):
+  runs = {"a": {"steps": 20}, "b": {"steps": 20}, "c": {"steps": 1}}
+  launcher = _start(tmp_path, runs)
+  _until(lambda: _steps(tmp_path) > 2)
+  launcher.send_signal(number)
+  code, table, _ = _end(launcher)
+  assert code == 128 + number
+  assert not _processes(tmp_path)
+  assert [state for state, _ in _columns(table).values()] == [
+    "stopped", "stopped", "waiting"
+  ]  # fmt: skip
+  assert _end(_start(tmp_path, runs))[0] == 0
+
+
+def test_a_second_launcher_is_refused(tmp_path):
+  with open(tmp_path / root_lib.LOCK, "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    code, _, stderr = _end(_start(tmp_path, {"a": {}}))
+  assert code == 1 and "in use by another launcher" in stderr
+  assert not (tmp_path / "a").exists()
+
+
+def test_what_a_sweep_changed_is_told():
+  def job(name, **overrides):
+    return root_lib.Job(
+      name=name, arm="x", seed=0, config="c.py", overrides=overrides,
+      command=(), stages=(),
+    )  # fmt: skip
+
+  before = [
+    root_lib.Row(job(name, lr=1), None, False, None) for name in ("a", "b")
+  ]
+  assert root_lib.changes(before, [job("b", lr=2, k=3), job("c")]) == [
+    "new: c",
+    "gone from the sweep, its folder stays: a",
+    "changed: b: lr from 1 to 2",
+    "changed: b: k from None to 3",
+  ]
+  assert root_lib.changes([], [job("b")]) == []
+
+
+def test_slots_share_cores_and_devices():
+  cores = sorted(os.sched_getaffinity(0))
+  one = local.slots(1)
+  assert one == [local.Slot(tuple(cores))]
+  two = local.slots(2, devices=["0", "1", "2", "3"], variable="V")
+  assert [part.environment["V"] for part in two] == ["0,1", "2,3"]
+  used = [core for part in local.slots(len(cores)) for core in part.cpus]
+  assert sorted(used) == cores
+  assert len(local.slots(1, threads=1)[0].cpus) == 1
+  with pytest.raises(errors.InputError, match="1 devices"):
+    local.slots(2, devices=["0"], variable="V")
