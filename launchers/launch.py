@@ -109,8 +109,6 @@ def launch(root: pathlib.Path) -> None:
   runs = sweep.load(str(file))
   configs = [sweep.resolve(run) for run in runs]
   jobs = plan.jobs(runs, configs, root, _MAIN.value)
-  for line in root_lib.changes(root_lib.read(root), jobs):
-    logging.info("sweep: %s", line)
   if _DRY.value:
     _print_plan(root, jobs)
     return
@@ -134,6 +132,8 @@ def carry_out(
     is_done: whether a run's own records say so.
   """
   with locks.held(root / root_lib.LOCK, "launcher"):
+    for line in root_lib.changes(root_lib.read(root), jobs):
+      logging.info("sweep: %s", line)
     known = board.Board(root, jobs)
     todo = _todo(root, jobs, is_done, known)
     if _EXECUTOR.value == "local":
@@ -147,6 +147,8 @@ def carry_out(
 
 
 def _print_plan(root, jobs):
+  for line in root_lib.changes(root_lib.read(root), jobs):
+    print(line)
   for job in jobs:
     print(f"{job.name} ({f'arm {job.arm}' if job.arm else 'shared'})")
     for name in job.needs:

@@ -12,7 +12,7 @@ _COLOURS = {
   "waiting": "dim", "running": "cyan", "done": "green", "failed": "bold red",
   "stopped": "yellow",
 }  # fmt: skip
-_WIDTH = 160  # Where there is no terminal to ask.
+_WIDTH = 1000  # Where there is no terminal: a line a run, whatever its cause.
 
 
 def console(stream) -> rich_console.Console:

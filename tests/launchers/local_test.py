@@ -69,6 +69,15 @@ def _processes(root):
   return found
 
 
+def _runs(root):
+  """Pids of the runs themselves, without their attempts."""
+  return {
+    pid
+    for pid, words in _processes(root).items()
+    if words[1:3] == [b"-m", b"tests.launchers.stand_in"]
+  }
+
+
 def _kill(pids):
   for pid in pids:
     try:
@@ -88,7 +97,7 @@ def _steps(root):
   return sum(f.read_bytes().count(b"\n") for f in root.glob("*/metrics.jsonl"))
 
 
-RUNS = {f"seed={seed}": {"seed": seed, "hangs": 0.05} for seed in range(4)}
+RUNS = {f"seed={seed}": {"seed": seed} for seed in range(4)}
 
 
 def test_five_kills_end_in_the_same_table(tmp_path):
@@ -111,7 +120,6 @@ def test_five_kills_end_in_the_same_table(tmp_path):
       got = (killed / name / file).read_bytes()
       assert got == (whole / name / file).read_bytes()
   # The import was done once, in one folder, and linked.
-  assert not list(killed.glob("seed=*/timings.jsonl.import"))
   stages = [
     json.loads(line)["stage"]
     for file in killed.glob("seed=*/timings.jsonl")
@@ -124,56 +132,36 @@ def test_five_kills_end_in_the_same_table(tmp_path):
 def test_what_outlives_a_killed_launcher_is_found_and_not_started_twice(
   tmp_path,
 ):
-  runs = {"a": {"steps": 30, "hangs": 0.1}, "b": {"steps": 2}}
-  launcher = _start(tmp_path, runs)
+  go = tmp_path / "go"
+  a = {"until": str(go)}
+  launcher = _start(tmp_path, {"a": a})
   _until(lambda: _steps(tmp_path) > 2)
   # The launcher and the attempt die, the run itself goes on.
-  attempts = [
-    pid
-    for pid, words in _processes(tmp_path / "a").items()
-    if b"stand_in" not in words[2]
-  ]
-  assert len(attempts) == 1
-  _kill([launcher.pid, *attempts])
+  _kill([launcher.pid, *_processes(tmp_path / "a").keys() - _runs(tmp_path)])
   _end(launcher)
   assert "running" in _status(tmp_path)
-  launcher = _start(tmp_path, runs)
+  launcher = _start(tmp_path, {"a": a, "b": {}})
   _until(lambda: (tmp_path / "b" / "evals.jsonl").exists())
   assert len(_processes(tmp_path / "a")) == 1
+  go.touch()
   code, _, stderr = _end(launcher)
   assert code == 0, stderr
-  assert "a: running" in stderr
+  assert "new: b" in stderr and "a: running" in stderr
   rows = (tmp_path / "a" / "metrics.jsonl").read_bytes().splitlines()
-  assert [json.loads(row)["step"] for row in rows] == list(range(1, 31))
+  assert [json.loads(row)["step"] for row in rows] == list(range(1, 9))
 
 
 def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
   runs = {
     "bad": {"fails": 2},
     "dies": {"fails": 3},
-    "killed": {"steps": 200},
+    "killed": {"until": "/never"},
     "good": {"seed": 3},
   }
   launcher = _start(tmp_path, runs, "--tries=2")
   for _ in range(2):
-    _until(lambda: (tmp_path / "killed" / "metrics.jsonl").exists())
-    _until(
-      lambda: any(
-        b"stand_in" in words[2]
-        for words in _processes(tmp_path / "killed").values()
-      )
-    )
-    _kill(
-      pid
-      for pid, words in _processes(tmp_path / "killed").items()
-      if b"stand_in" in words[2]
-    )
-    _until(
-      lambda: not any(
-        b"stand_in" in words[2]
-        for words in _processes(tmp_path / "killed").values()
-      )
-    )
+    _until(lambda: _runs(tmp_path / "killed"))
+    _kill(_runs(tmp_path / "killed"))
   code, table, stderr = _end(launcher)
   assert code == 1, stderr
   lines = {line.split()[0]: line for line in table.splitlines()[1:-1]}
@@ -218,9 +206,10 @@ def test_a_full_disk_is_one_runs_failure(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on_and_the_next_launch_goes_on(tmp_path, number):
-  runs = {"a": {"steps": 20}, "b": {"steps": 20}, "c": {"steps": 1}}
+  go = tmp_path / "go"
+  runs = {"a": {"until": str(go)}, "b": {"until": str(go)}, "c": {}}
   launcher = _start(tmp_path, runs)
-  _until(lambda: _steps(tmp_path) > 2)
+  _until(lambda: _steps(tmp_path) > 8)
   launcher.send_signal(number)
   code, table, _ = _end(launcher)
   assert code == 128 + number
@@ -228,6 +217,7 @@ def test_signals_are_passed_on_and_the_next_launch_goes_on(tmp_path, number):
   assert [state for state, _ in _columns(table).values()] == [
     "stopped", "stopped", "waiting"
   ]  # fmt: skip
+  go.touch()
   assert _end(_start(tmp_path, runs))[0] == 0
 
 

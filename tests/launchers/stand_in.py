@@ -2,7 +2,8 @@
 
 Keeps to what main promises: one run a workdir, stages with records, training
 that goes on from its last step, SIGTERM ends in 143. Takes main's flags, and
-`--config.NAME` of its own: steps, fails (status), hangs (seconds of a step).
+`--config.NAME` of its own: steps, fails (status), until (a file that the last
+step waits for).
 """
 
 import json
@@ -45,8 +46,13 @@ def _train(path, given):
   whole = file.read_bytes() if file.exists() else b""
   whole = whole[: whole.rfind(b"\n") + 1]
   file.write_bytes(whole)
-  for step in range(whole.count(b"\n"), int(given.get("config.steps", 8))):
-    time.sleep(float(given.get("config.hangs", 0.1)))
+  steps = int(given.get("config.steps", 8))
+  for step in range(whole.count(b"\n"), steps):
+    time.sleep(0.05)
+    while step + 1 == steps and not pathlib.Path(
+      given.get("config.until", "/")
+    ).exists():
+      time.sleep(0.05)
     with open(file, "ab") as out:
       row = {"step": step + 1, "rollout/reward_mean": step / 10}
       out.write(json.dumps(row).encode() + b"\n")
