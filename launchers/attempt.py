@@ -58,7 +58,9 @@ def attempt(
   """
   with locks.held(workdir / LOCK, "run") as lock:
     signals = _Signals()
-    take_over(workdir, shared)
+    with workdir_lib.opened(workdir):
+      for source in shared:
+        workdir_lib.take_over(workdir, source)
     record(
       workdir,
       started=time.time(),
@@ -84,14 +86,6 @@ def attempt(
       cause=_cause(workdir, status, first),
     )
   return status if status >= 0 else 128 - status
-
-
-def take_over(workdir: pathlib.Path, shared: list[pathlib.Path]) -> None:
-  """Links what the stages in `shared` made into `workdir`."""
-  with workdir_lib.opened(workdir):
-    for source in shared:
-      for stage in workdir_lib.recorded(source):
-        workdir_lib.adopt(workdir, source, stage)
 
 
 def record(workdir: pathlib.Path, **row: object) -> None:
@@ -138,8 +132,10 @@ def _cause(workdir, status, first):
     return said[-1].removeprefix("error: ")
   if not os.statvfs(workdir).f_bavail:
     return f"status {status}; no space left on {workdir}"
-  return f"status {status}; last line: {lines[-1]}" if lines else (
-    f"status {status} without a word"
+  return (
+    f"status {status}; last line: {lines[-1]}"
+    if lines
+    else (f"status {status} without a word")
   )
 
 

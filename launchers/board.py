@@ -9,7 +9,7 @@ from typing import TextIO
 from absl import logging
 from rich import live as rich_live
 
-from launchers import progress
+from launchers import status
 from launchers import root as root_lib
 from launchers import table
 from pivotrl_jax import errors
@@ -30,7 +30,7 @@ class Board:
     self._root = root
     self._rows = {
       job.name: root_lib.Row(
-        job, workdir_lib.revision(), False, progress.Progress("waiting")
+        job, workdir_lib.revision(), False, status.Status("waiting")
       )
       for job in jobs
     }
@@ -41,17 +41,15 @@ class Board:
     self._written: list | None = None
     self.update(self._rows.keys(), {})
 
-  def __getitem__(self, name: str) -> progress.Progress:
-    return self._rows[name].progress
+  def __getitem__(self, name: str) -> status.Status:
+    return self._rows[name].status
 
   @property
   def rows(self) -> list[root_lib.Row]:
     """The rows of the index."""
     return list(self._rows.values())
 
-  def update(
-    self, running: Collection[str], causes: Mapping[str, str]
-  ) -> None:
+  def update(self, running: Collection[str], causes: Mapping[str, str]) -> None:
     """Looks at what runs, and what ran at the last look.
 
     Args:
@@ -60,19 +58,17 @@ class Board:
     """
     for name in [n for n in self._rows if n in self._running.union(running)]:
       row = self._rows[name]
-      now = progress.read(
-        self._root / name, row.job.command, row.job.stages
-      )
+      now = status.read(self._root / name, row.job.command, row.job.stages)
       if name in causes and now.state != "running":
         now = dataclasses.replace(now, state="failed", cause=causes[name])
-      _log(name, row.progress, now)
-      self._rows[name] = dataclasses.replace(row, progress=now)
+      _log(name, row.status, now)
+      self._rows[name] = dataclasses.replace(row, status=now)
     self._running = set(running)
     self._write()
 
   def _write(self):
     told = [
-      (row.job, row.gone, row.progress.state, row.progress.cause)
+      (row.job, row.gone, row.status.state, row.status.cause)
       for row in self._rows.values()
     ]
     if told == self._written:

@@ -84,8 +84,7 @@ def status(root: pathlib.Path) -> None:
       f"--root={root}: no {root_lib.INDEX}; expected the folder of a sweep"
     )
   rows = [
-    dataclasses.replace(row, progress=root_lib.stands(root, row))
-    for row in rows
+    dataclasses.replace(row, status=root_lib.stands(root, row)) for row in rows
   ]
   table.show(root_lib.shown(rows))
 
@@ -194,7 +193,7 @@ def _run_here(root, todo, known):
   if launcher.asked is not None:
     return 128 + launcher.asked
   runs = [row for row in known.rows if row.job.arm and not row.gone]
-  return int(any(row.progress.state != "done" for row in runs))
+  return int(any(row.status.state != "done" for row in runs))
 
 
 def _parts():

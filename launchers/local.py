@@ -16,7 +16,7 @@ from absl import logging
 
 from launchers import attempt
 from launchers import locks
-from launchers import progress
+from launchers import status
 from launchers import root as root_lib
 from pivotrl_jax import errors
 
@@ -194,7 +194,7 @@ class Launcher:
         continue
       del self._running[name]
       self._free.append(part)
-      stands = progress.read(self._root / name, job.command, job.stages)
+      stands = status.read(self._root / name, job.command, job.stages)
       said = process.stderr.read().strip() if process is not None else ""
       if said:  # Nothing where the folder could be told how it ended.
         self.causes[name] = said.splitlines()[-1].removeprefix("error: ")
@@ -203,17 +203,17 @@ class Launcher:
         self._waiting.insert(0, job)
 
   def _is_to_start_again(self, name, process, stands):
-    if stands.state == "done" or stands.status == progress.BAD_INPUT:
+    if stands.state == "done" or stands.ended == status.BAD_INPUT:
       return False
     if self.asked is not None or self._starts.get(name, 0) >= self._tries:
       return False
     # An attempt that could not even begin would not the next time either.
-    return process is None or process.returncode != progress.BAD_INPUT
+    return process is None or process.returncode != status.BAD_INPUT
 
 
 def _signal_stranger(workdir, number):
   """Signals an attempt that an earlier launcher started."""
-  pid = progress.pid(workdir)
+  pid = status.pid(workdir)
   try:
     if pid is not None:
       os.kill(pid, number)

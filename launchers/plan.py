@@ -7,6 +7,8 @@ from typing import Any
 
 from launchers import root as root_lib
 from launchers import sweep
+from pivotrl_jax import errors
+from pivotrl_jax import progress
 from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
 
@@ -66,9 +68,7 @@ def jobs(
       if indices[0] == index:
         steps = tuple(stage for stage, _ in together[indices])
         found.append(
-          job(
-            names[indices], run, config, steps, arm="", needs=needs(indices)
-          )
+          job(names[indices], run, config, steps, arm="", needs=needs(indices))
         )
     found.append(
       job(
@@ -81,16 +81,13 @@ def jobs(
 
 def is_done(config: Any, workdir: pathlib.Path, steps: Sequence[str]) -> bool:
   """Whether the records in `workdir` say that all of `steps` stand done."""
-  recorded = workdir_lib.recorded(workdir)
-  return all(
-    step in recorded
-    and workdir_lib.is_done(
-      workdir,
-      step,
-      stages.key(config, workdir, step) | stages.grown(config, step),
-    )
-    for step in steps
-  )
+  if not workdir.exists():
+    return False
+  try:
+    with workdir_lib.opened(workdir):
+      return all(progress.is_done(config, workdir, step) for step in steps)
+  except errors.InputError:
+    return False  # What is wrong with it, main says when it is run.
 
 
 def _steps(config):

@@ -1,8 +1,8 @@
 """A sweep's folder: its jobs and their index, one launcher at a time.
 
-  ROOT/runs.jsonl   the index: a row a job, rewritten whole by rename
-  ROOT/NAME/        a run: its workdir, and what attempt.py writes
-  ROOT/shared/KEY/  work that several runs take over, a workdir too
+ROOT/runs.jsonl   the index: a row a job, rewritten whole by rename
+ROOT/NAME/        a run: its workdir, and what attempt.py writes
+ROOT/shared/KEY/  work that several runs take over, a workdir too
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from launchers import progress
+from launchers import status
 from pivotrl_jax import errors
 from pivotrl_jax.data import records
 
@@ -51,13 +51,13 @@ class Row:
     job: what it is.
     revision: commit of the code that was there when it was launched.
     gone: whether the sweep no longer has it.
-    progress: how it stood when the row was written.
+    status: how it stood when the row was written.
   """
 
   job: Job
   revision: str | None
   gone: bool
-  progress: progress.Progress
+  status: status.Status
 
 
 def read(path: pathlib.Path) -> list[Row]:
@@ -79,20 +79,20 @@ def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
     (
       dataclasses.asdict(row.job)
       | {"revision": row.revision, "gone": row.gone}
-      | dataclasses.asdict(row.progress)
+      | dataclasses.asdict(row.status)
       for row in rows
     ),
   )
 
 
-def stands(path: pathlib.Path, row: Row) -> progress.Progress:
+def stands(path: pathlib.Path, row: Row) -> status.Status:
   """How a job stands now, from its folder and its row of the index.
 
   A failure that the folder could not be told, as where its disk is full, is
   in the index alone.
   """
-  now = progress.read(path / row.job.name, row.job.command, row.job.stages)
-  said = row.progress
+  now = status.read(path / row.job.name, row.job.command, row.job.stages)
+  said = row.status
   untold = now.state in ("waiting", "stopped") and said.state == "failed"
   if untold and now.attempts == said.attempts:
     return dataclasses.replace(now, state="failed", cause=said.cause)
@@ -101,12 +101,12 @@ def stands(path: pathlib.Path, row: Row) -> progress.Progress:
 
 def shown(
   rows: Iterable[Row],
-) -> list[tuple[str, progress.Progress]]:
+) -> list[tuple[str, status.Status]]:
   """What a table shows: the runs, and shared work that runs or failed."""
   return [
-    (row.job.name + " (gone)" * row.gone, row.progress)
+    (row.job.name + " (gone)" * row.gone, row.status)
     for row in rows
-    if row.job.arm or row.progress.state in ("running", "failed", "stopped")
+    if row.job.arm or row.status.state in ("running", "failed", "stopped")
   ]
 
 
@@ -115,12 +115,8 @@ def _row(row, place):
     job = {f.name: row[f.name] for f in dataclasses.fields(Job)}
     for name in ("command", "needs", "stages"):
       job[name] = tuple(job[name])
-    stood = {
-      f.name: row[f.name] for f in dataclasses.fields(progress.Progress)
-    }
-    return Row(
-      Job(**job), row["revision"], row["gone"], progress.Progress(**stood)
-    )
+    stood = {f.name: row[f.name] for f in dataclasses.fields(status.Status)}
+    return Row(Job(**job), row["revision"], row["gone"], status.Status(**stood))
   except KeyError as error:
     raise errors.InputError(
       f"{place}: no {error.args[0]!r}; expected a row of a sweep's index"

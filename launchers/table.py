@@ -6,7 +6,7 @@ import sys
 from rich import console as rich_console
 from rich import table as rich_table
 
-from launchers import progress
+from launchers import status
 
 _COLOURS = {
   "waiting": "dim", "running": "cyan", "done": "green", "failed": "bold red",
@@ -23,7 +23,7 @@ def console(stream) -> rich_console.Console:
 
 
 def table(
-  rows: Sequence[tuple[str, progress.Progress]],
+  rows: Sequence[tuple[str, status.Status]],
 ) -> rich_table.Table:
   """A line a run: state, stage, step, reward, success, seconds, cause."""
   found = rich_table.Table(box=None, pad_edge=False)
@@ -47,7 +47,7 @@ def table(
   return found
 
 
-def summary(rows: Sequence[tuple[str, progress.Progress]]) -> str:
+def summary(rows: Sequence[tuple[str, status.Status]]) -> str:
   """`12 runs: 3 done, 2 running, 7 waiting`."""
   counts = {state: 0 for state in _COLOURS}
   for _, now in rows:
@@ -57,7 +57,7 @@ def summary(rows: Sequence[tuple[str, progress.Progress]]) -> str:
 
 
 def fitting(
-  rows: Sequence[tuple[str, progress.Progress]], lines: int
+  rows: Sequence[tuple[str, status.Status]], lines: int
 ) -> rich_console.Group:
   """The table and its summary; where it is too long, what runs or went wrong.
 
@@ -71,7 +71,7 @@ def fitting(
   return rich_console.Group(table(some), summary(rows))
 
 
-def show(rows: Sequence[tuple[str, progress.Progress]]) -> None:
+def show(rows: Sequence[tuple[str, status.Status]]) -> None:
   """Prints the table as it is now."""
   out = console(sys.stdout)
   out.print(table(rows))

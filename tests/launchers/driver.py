@@ -7,9 +7,6 @@ import sys
 from absl import app
 from absl import flags
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 from launchers import launch
 from launchers import root as root_lib
 from pivotrl_jax import errors
@@ -45,7 +42,7 @@ def main(_):
   root = pathlib.Path(flags.FLAGS.root)
 
   def is_done(job):
-    return set(job.stages) <= set(workdir.recorded(root / job.name))
+    return set(job.stages) <= set(workdir.finished(root / job.name))
 
   try:
     launch.carry_out(root, jobs(root, json.loads(_RUNS.value)), is_done)

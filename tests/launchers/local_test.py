@@ -20,14 +20,14 @@ from launchers import root as root_lib
 from pivotrl_jax import errors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-DRIVER = ROOT / "tests" / "launchers" / "driver.py"
 LAUNCH = ROOT / "launchers" / "launch.py"
 
 
 def _start(root, runs, *args):
   return subprocess.Popen(
       [
-          sys.executable, str(DRIVER), f"--root={root}", "--at_once=2",
+          sys.executable, "-m", "tests.launchers.driver", f"--root={root}",
+          "--at_once=2",
           f"--runs={json.dumps(runs)}", *args,
       ],
       cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -64,7 +64,9 @@ def _processes(root):
       words = (place / "cmdline").read_bytes().split(b"\0")
     except OSError:
       continue
-    if str(root).encode() in b" ".join(words) and int(place.name) != os.getpid():
+    if (
+      str(root).encode() in b" ".join(words) and int(place.name) != os.getpid()
+    ):
       found[int(place.name)] = words
   return found
 
@@ -179,7 +181,7 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
   assert starts == {"bad": 1, "dies": 2, "killed": 2, "good": 1}
   assert _columns(_status(tmp_path)) == _columns(table)
   index = {row.job.name: row for row in root_lib.read(tmp_path)}
-  assert index["bad"].progress.state == "failed"
+  assert index["bad"].status.state == "failed"
   assert index["bad"].job.command[-1] == "--config.fails=2"
 
 

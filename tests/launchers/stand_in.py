@@ -13,6 +13,7 @@ import sys
 import time
 
 from pivotrl_jax import workdir as workdir_lib
+from pivotrl_jax.data import records
 
 STAGES = ("import", "train", "evaluate")
 
@@ -27,12 +28,17 @@ def main(argv):
       print("error: --config.fails: asked to; expected not", file=sys.stderr)
       sys.exit(int(given["config.fails"]))
     for stage in stages:
-      if stage in workdir_lib.recorded(path):
+      if stage in workdir_lib.finished(path):
         continue
       outputs = RUN[stage](path, given)
       with open(path / "timings.jsonl", "a") as out:
         out.write(json.dumps({"stage": stage}) + "\n")
-      workdir_lib.mark_done(path, stage, {"seed": given["config.seed"]}, outputs)
+      record = {
+        "outputs": {n: workdir_lib.fingerprint(path / n) for n in outputs}
+      }
+      records.write_text(
+        path / ".stages" / f"{stage}.json", [json.dumps(record)]
+      )
 
 
 def _import(path, given):
@@ -49,9 +55,10 @@ def _train(path, given):
   steps = int(given.get("config.steps", 8))
   for step in range(whole.count(b"\n"), steps):
     time.sleep(0.05)
-    while step + 1 == steps and not pathlib.Path(
-      given.get("config.until", "/")
-    ).exists():
+    while (
+      step + 1 == steps
+      and not pathlib.Path(given.get("config.until", "/")).exists()
+    ):
       time.sleep(0.05)
     with open(file, "ab") as out:
       row = {"step": step + 1, "rollout/reward_mean": step / 10}

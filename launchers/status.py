@@ -22,7 +22,7 @@ BAD_INPUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Status:
   """How a run stands.
 
   Attributes:
@@ -35,7 +35,7 @@ class Progress:
     success: share of held-out tasks of the domain, by the trained policy.
     seconds: spent by all attempts whose end is known, and by this one.
     attempts: how many were started.
-    status: of the last one that ended.
+    ended: exit status of the last attempt, where its end is known.
   """
 
   state: State
@@ -46,12 +46,12 @@ class Progress:
   success: float | None = None
   seconds: float = 0.0
   attempts: int = 0
-  status: int | None = None
+  ended: int | None = None
 
 
 def read(
   workdir: pathlib.Path, command: tuple[str, ...], stages: tuple[str, ...]
-) -> Progress:
+) -> Status:
   """How the run in `workdir` stands.
 
   Args:
@@ -60,11 +60,11 @@ def read(
     stages: what it runs, in order.
   """
   rows = _rows(workdir / attempt.ROWS)
-  state, cause, status = _state(workdir, rows, command)
-  recorded = workdir_lib.recorded(workdir)
-  to_come = [name for name in stages if name not in recorded]
+  state, cause, ended = _state(workdir, rows, command)
+  finished = workdir_lib.finished(workdir)
+  to_come = [name for name in stages if name not in finished]
   step, reward = _last_step(workdir / "metrics.jsonl")
-  return Progress(
+  return Status(
     state=state,
     cause=cause,
     stage=to_come[0] if to_come and state != "done" else "",
@@ -73,7 +73,7 @@ def read(
     success=_success(workdir / "evals.jsonl"),
     seconds=_seconds(rows, state),
     attempts=sum("started" in row for row in rows),
-    status=status,
+    ended=ended,
   )
 
 
@@ -104,10 +104,10 @@ def _state(workdir, rows, command):
   last = rows[-1]
   if "started" in last:
     return "stopped", "its process is gone", None
-  status, cause = last["status"], last["cause"]
-  if status == 0:
-    return "done", "", status
-  return "stopped" if status in ASKED else "failed", cause, status
+  ended, cause = last["status"], last["cause"]
+  if ended == 0:
+    return "done", "", ended
+  return "stopped" if ended in ASKED else "failed", cause, ended
 
 
 def _seconds(rows, state):
