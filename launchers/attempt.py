@@ -39,6 +39,9 @@ _CPUS = flags.DEFINE_list("cpus", [], "Numbers of the cores to run on.")
 _PROCESS = flags.DEFINE_integer(
   "process", 0, "Index of this process in a run over several hosts."
 )
+_EXIT_ZERO = flags.DEFINE_bool(
+  "exit_zero", False, "End in status 0; the folder says how the run ended."
+)
 
 LOCK = ".attempt"
 LOG = "log.txt"
@@ -69,23 +72,34 @@ def attempt(
       revision=workdir_lib.revision(),
       command=command,
     )
-    with open(workdir / LOG, "ab") as log:
-      log.write(f"$ {' '.join(command)}\n".encode())
-      log.flush()
-      first = log.tell()
-      process = subprocess.Popen(
-          command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-          pass_fds=[lock.fileno()],
-      )  # fmt: skip
-      signals.pass_to(process)
-    status = process.wait()
-    record(
-      workdir,
-      ended=time.time(),
-      status=status if status >= 0 else 128 - status,
-      cause=_cause(workdir, status, first),
-    )
-  return status if status >= 0 else 128 - status
+    status, cause = _run(workdir / LOG, command, signals, lock.fileno())
+    record(workdir, ended=time.time(), status=status, cause=cause)
+  return status
+
+
+def accompany(workdir: pathlib.Path, command: list[str], process: int) -> int:
+  """As `attempt`, for a further process of a run over several hosts.
+
+  The first one takes over shared work and keeps the records.
+  """
+  with locks.held(workdir / f"{LOCK}-{process}", "run") as lock:
+    log = workdir / f"log-{process}.txt"
+    return _run(log, command, _Signals(), lock.fileno())[0]
+
+
+def _run(log, command, signals, lock):
+  """Status and cause of `command`, which inherits the lock."""
+  with open(log, "ab") as out:
+    out.write(f"$ {' '.join(command)}\n".encode())
+    out.flush()
+    first = out.tell()
+    process = subprocess.Popen(
+        command, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+        pass_fds=[lock],
+    )  # fmt: skip
+  signals.pass_to(process)
+  status = process.wait()
+  return status if status >= 0 else 128 - status, _cause(log, status, first)
 
 
 def record(workdir: pathlib.Path, **row: object) -> None:
@@ -115,7 +129,7 @@ class _Signals:
       self._process.send_signal(number)
 
 
-def _cause(workdir, status, first):
+def _cause(log, status, first):
   """Why the command ended, in one line; "" where it ended well."""
   if status == 0:
     return ""
@@ -123,15 +137,15 @@ def _cause(workdir, status, first):
     name = signal.Signals(-status).name
     system = ", as the system does when memory runs out"
     return f"killed by {name}{system * (-status == signal.SIGKILL)}"
-  with open(workdir / LOG, "rb") as log:
-    log.seek(max(first, log.seek(0, os.SEEK_END) - _TAIL))
-    lines = log.read().decode(errors="replace").split("\n")
+  with open(log, "rb") as file:
+    file.seek(max(first, file.seek(0, os.SEEK_END) - _TAIL))
+    lines = file.read().decode(errors="replace").split("\n")
   lines = [line.strip() for line in lines if line.strip()]
   said = [line for line in lines if line.startswith("error: ")]
   if said:
     return said[-1].removeprefix("error: ")
-  if not os.statvfs(workdir).f_bavail:
-    return f"status {status}; no space left on {workdir}"
+  if not os.statvfs(log).f_bavail:
+    return f"status {status}; no space left for {log}"
   return (
     f"status {status}; last line: {lines[-1]}"
     if lines
@@ -143,15 +157,16 @@ def main(argv: list[str]) -> None:
   try:
     if _CPUS.value:
       os.sched_setaffinity(0, {int(number) for number in _CPUS.value})
-    status = attempt(
-      pathlib.Path(_WORKDIR.value),
-      [pathlib.Path(path) for path in _SHARED.value],
-      argv[1:],
-    )
+    workdir, command = pathlib.Path(_WORKDIR.value), argv[1:]
+    if _PROCESS.value:
+      status = accompany(workdir, command, _PROCESS.value)
+    else:
+      shared = [pathlib.Path(path) for path in _SHARED.value]
+      status = attempt(workdir, shared, command)
   except (errors.InputError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     status = 2
-  sys.exit(status)
+  sys.exit(0 if _EXIT_ZERO.value else status)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from absl import logging
 
 # Runs from a checkout as it is.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CHECKOUT))
+if str(CHECKOUT) not in sys.path:
+  sys.path.insert(0, str(CHECKOUT))
 
 from launchers import attempt
 from launchers import board
@@ -33,13 +34,17 @@ from launchers import locks
 from launchers import root as root_lib
 from launchers import slurm
 from launchers import table
+from launchers import xm_units
 from pivotrl_jax import errors
-
-EXECUTORS = ("local", "slurm", "xm_local", "vertex", "kubernetes")
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep().")
 _ROOT = flags.DEFINE_string("root", None, "The sweep's folder.")
-_EXECUTOR = flags.DEFINE_enum("executor", "local", EXECUTORS, "What runs it.")
+_EXECUTOR = flags.DEFINE_enum(
+  "executor",
+  "local",
+  ["local", "slurm", "xm_local", "vertex", "kubernetes"],
+  "What runs it.",
+)
 _DRY = flags.DEFINE_bool("dry", False, "Print what would run, and stop.")
 _TRIES = flags.DEFINE_integer(
   "tries", 3, "How often a run that dies is started by one launch.", 1
@@ -56,10 +61,32 @@ _DEVICES = flags.DEFINE_list(
 _VARIABLE = flags.DEFINE_string(
   "device_variable", "CUDA_VISIBLE_DEVICES", "Says which a process sees."
 )
+_HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts of a run; on clusters.", 1)
+_SBATCH = flags.DEFINE_multi_string(
+  "sbatch", [], "Slurm: an option of sbatch, as --time=4:00:00; repeatable."
+)
+_GRACE = flags.DEFINE_integer(
+  "grace", 120, "Slurm: seconds before the time limit to stop a run in.", 1
+)
+_IMAGE = flags.DEFINE_string(
+  "image", "", "Vertex, Kubernetes: a container that has this checkout."
+)
+_REQUIREMENTS = flags.DEFINE_list(
+  "requirements", [], "Vertex, Kubernetes: of a run, as h100=8,ram=64GiB."
+)
 _MAIN = flags.DEFINE_string("main", "pivotrl_jax.main", "Module of a run.")
 
 
 def main(argv: Sequence[str]) -> None:
+  """One line and status 2 for bad input."""
+  try:
+    _main(argv)
+  except errors.InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _main(argv):
   logging.set_verbosity(logging.INFO)
   if _ROOT.value is None:
     raise errors.InputError("--root: not given; expected a folder")
@@ -135,14 +162,7 @@ def carry_out(
       logging.info("sweep: %s", line)
     known = board.Board(root, jobs)
     todo = _todo(root, jobs, is_done, known)
-    if _EXECUTOR.value == "local":
-      sys.exit(_run_here(root, todo, known))
-    if _EXECUTOR.value == "slurm":
-      slurm.submit(root, todo)
-    else:
-      from launchers import xm  # Late: xmanager is not required.
-
-      sys.exit(xm.run(root, todo, _EXECUTOR.value))
+    EXECUTORS[_EXECUTOR.value](root, todo, known)
 
 
 def _print_plan(root, jobs):
@@ -177,9 +197,14 @@ def _todo(root, jobs, is_done, known):
   ]
 
 
-def _run_here(root, todo, known):
-  """Runs `todo` on this machine; returns the status to exit with."""
-  launcher = local.Launcher(root, todo, parts=_parts(), tries=_TRIES.value)
+def _run_local(root, todo, known):
+  parts = local.slots(
+    _at_once(),
+    threads=_THREADS.value,
+    devices=_DEVICES.value,
+    variable=_VARIABLE.value,
+  )
+  launcher = local.Launcher(root, todo, parts=parts, tries=_TRIES.value)
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, _: launcher.ask(number))
   with known.live(sys.stderr) as redraw:
@@ -191,29 +216,63 @@ def _run_here(root, todo, known):
     launcher.run(show)
   table.show(root_lib.shown(known.rows))
   if launcher.asked is not None:
-    return 128 + launcher.asked
-  runs = [row for row in known.rows if row.job.arm and not row.gone]
-  return int(any(row.status.state != "done" for row in runs))
+    sys.exit(128 + launcher.asked)
+  _exit(known)
 
 
-def _parts():
-  cores = len(os.sched_getaffinity(0))
-  return local.slots(
-    _AT_ONCE.value or len(_DEVICES.value) or max(1, cores // 2),
-    threads=_THREADS.value,
-    devices=_DEVICES.value,
-    variable=_VARIABLE.value,
+def _run_slurm(root, todo, known):
+  del known  # Nothing has ended when this returns.
+  text = slurm.script(
+    root,
+    todo,
+    checkout=CHECKOUT,
+    options=_SBATCH.value,
+    grace=_GRACE.value,
+    tries=_TRIES.value,
+    hosts=_HOSTS.value,
+  )
+  slurm.submit(root, todo, text, _AT_ONCE.value)
+
+
+def _run_xm(root, todo, known):
+  xm_units.run(
+    root,
+    todo,
+    executor=_EXECUTOR.value,
+    image=_IMAGE.value,
+    requirements=_REQUIREMENTS.value,
+    hosts=_HOSTS.value,
+    at_once=_at_once() if _EXECUTOR.value == "xm_local" else len(todo) or 1,
+    tries=_TRIES.value,
+  )
+  known.update([job.name for job in todo], {})
+  table.show(root_lib.shown(known.rows))
+  _exit(known)
+
+
+# Executor -> what gives it the jobs.
+EXECUTORS = {
+  "local": _run_local,
+  "slurm": _run_slurm,
+  "xm_local": _run_xm,
+  "vertex": _run_xm,
+  "kubernetes": _run_xm,
+}
+
+
+def _at_once():
+  return (
+    _AT_ONCE.value
+    or len(_DEVICES.value)
+    or max(1, len(os.sched_getaffinity(0)) // 2)
   )
 
 
-def entry() -> None:
-  """`main`, with one line and status 2 for bad input."""
-  try:
-    app.run(main)
-  except errors.InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def _exit(known):
+  """Status 1 where a run of the sweep is not done."""
+  runs = [row for row in known.rows if row.job.arm and not row.gone]
+  sys.exit(int(any(row.status.state != "done" for row in runs)))
 
 
 if __name__ == "__main__":
-  entry()
+  app.run(main)

@@ -203,12 +203,12 @@ class Launcher:
         self._waiting.insert(0, job)
 
   def _is_to_start_again(self, name, process, stands):
-    if stands.state == "done" or stands.ended == status.BAD_INPUT:
-      return False
     if self.asked is not None or self._starts.get(name, 0) >= self._tries:
       return False
     # An attempt that could not even begin would not the next time either.
-    return process is None or process.returncode != status.BAD_INPUT
+    if process is not None and process.returncode == status.BAD_INPUT:
+      return False
+    return status.is_to_start_again(stands)
 
 
 def _signal_stranger(workdir, number):

@@ -77,6 +77,15 @@ def read(
   )
 
 
+def is_to_start_again(stands: Status) -> bool:
+  """Whether a run that ended may end otherwise if it is started again."""
+  return (
+    stands.state in ("failed", "stopped")
+    and stands.ended != BAD_INPUT
+    and stands.ended not in ASKED
+  )
+
+
 def pid(workdir: pathlib.Path) -> int | None:
   """Of the attempt that runs in `workdir`; None where it is not of this host."""
   rows = _rows(workdir / attempt.ROWS)
@@ -99,7 +108,8 @@ def _state(workdir, rows, command):
   if locks.is_held(workdir / attempt.LOCK):
     return "running", "", None
   started = [row for row in rows if "started" in row]
-  if not started or started[-1]["command"] != list(command):
+  # Hosts of a run add to its command which of them they are.
+  if not started or started[-1]["command"][: len(command)] != list(command):
     return "waiting", "", None
   last = rows[-1]
   if "started" in last:

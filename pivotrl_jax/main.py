@@ -42,6 +42,16 @@ _STAGES = flags.DEFINE_list(
 _REDO = flags.DEFINE_list(
   "redo", [], "Stages to do again, with what was made from their outputs."
 )
+# Of a run over several hosts, as jax.distributed.initialize takes them.
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Several hosts: HOST:PORT of the first process."
+)
+_PROCESSES = flags.DEFINE_integer(
+  "processes", 1, "Several hosts: how many processes, one each."
+)
+_PROCESS = flags.DEFINE_integer(
+  "process", 0, "Several hosts: which one this is, from 0."
+)
 
 
 def run(
@@ -121,6 +131,11 @@ def main(_) -> None:
       raise errors.InputError(
         f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
+  if _PROCESSES.value != 1 or _PROCESS.value or _COORDINATOR.value:
+    raise errors.InputError(
+      f"--processes={_PROCESSES.value}: a run over several hosts is not there"
+      " yet; expected one process, without --coordinator and --process"
+    )
   config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value)
   if any(stages.reads_model(_CONFIG.value, name) for name in names):

@@ -21,6 +21,9 @@ STAGES = ("import", "train", "evaluate")
 def main(argv):
   given = dict(arg.removeprefix("--").split("=", 1) for arg in argv[1:])
   path = pathlib.Path(given["workdir"])
+  if int(given.get("process", 0)):
+    print(json.dumps(given))
+    return
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   stages = given.get("stages", ",".join(STAGES)).split(",")
   with workdir_lib.opened(path):
