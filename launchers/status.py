@@ -151,25 +151,25 @@ def _last_step(path):
 
 
 def _success(path):
-  rates = successes(path)
-  return sum(rates.values()) / len(rates) if rates else None
+  for (policy, suite), rates in successes(path).items():
+    if policy == "trained" and suite != "questions":
+      return sum(rates.values()) / len(rates)
+  return None
 
 
-def successes(
-  path: pathlib.Path, *, policy: str = "trained", suite: str = ""
-) -> dict[str, float]:
-  """Task -> share of its episodes that succeeded, of an evals.jsonl.
+def successes(path: pathlib.Path) -> dict[tuple[str, str], dict[str, float]]:
+  """(policy, suite) -> task -> share of its episodes that succeeded.
 
   Args:
-    path: the file; none is no tasks.
-    policy: "base" or "trained".
-    suite: "" for the run's own domain, which is not the questions.
+    path: an evals.jsonl; where there is none, there are no suites.
   """
   if not path.exists():
     return {}
-  found: dict[str, list[Any]] = {}
+  found: dict[Any, dict[str, list[bool]]] = {}
   for _, row in records.read_jsonl(path):
-    own = row["suite"] == suite if suite else row["suite"] != "questions"
-    if row["policy"] == policy and own:
-      found.setdefault(row["task"], []).append(row["success"])
-  return {task: sum(every) / len(every) for task, every in found.items()}
+    tasks = found.setdefault((row["policy"], row["suite"]), {})
+    tasks.setdefault(row["task"], []).append(row["success"])
+  return {
+    key: {task: sum(every) / len(every) for task, every in tasks.items()}
+    for key, tasks in found.items()
+  }
