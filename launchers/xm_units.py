@@ -137,6 +137,7 @@ def group(spec: dict[str, Any], executable: Any, address: str) -> Any:
       f"host{index}": xm.Job(
         executable,
         kind(requirements=xm.JobRequirements(**spec["requirements"])),
+        name=f"host{index}",
         args=[word.replace("COORDINATOR", address) for word in args],
       )
       for index, args in enumerate(spec["args"])

@@ -3,10 +3,12 @@
 Where XManager is not installed only what does not need it is tested.
 """
 
+import http.server
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 
 from absl import flags
 import pytest
@@ -95,7 +97,38 @@ def test_local_jobs(tmp_path):
   assert (tmp_path / "a" / "trajectories.jsonl").stat().st_nlink == 4
 
 
-def test_a_kubernetes_job_is_the_specification():
+@pytest.fixture
+def cluster():
+  """A Kubernetes that accepts everything, and keeps what it was sent."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      self._answer({"items": []})
+
+    def do_POST(self):
+      size = int(self.headers["Content-Length"])
+      body = json.loads(self.rfile.read(size))
+      self.server.sent.append((self.path, body))
+      self._answer(body)
+
+    def _answer(self, body):
+      self.send_response(200)
+      self.send_header("Content-Type", "application/json")
+      self.end_headers()
+      self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    server.sent = []
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_a_kubernetes_job_is_the_specification(cluster):
   pytest.importorskip("xmanager")
   from kubernetes import client as kubernetes
   from xmanager import xm_local
@@ -103,17 +136,6 @@ def test_a_kubernetes_job_is_the_specification():
   from xmanager.xm_local import executables
 
   flags.FLAGS.mark_as_parsed()  # XManager's own.
-  sent = []
-
-  class Recorder(kubernetes.ApiClient):
-    """Keeps what would be sent to a cluster."""
-
-    def call_api(self, path, method, *args, body=None, **kwargs):
-      if method == "GET":
-        return kubernetes.V1ServiceList(items=[])
-      sent.append((path, self.sanitize_for_serialization(body)))
-      return body
-
   spec = xm_units.specification(
     R, JOB, executor="kubernetes", image="i:1", requirements=["cpu=2"], hosts=2
   )
@@ -121,11 +143,12 @@ def test_a_kubernetes_job_is_the_specification():
     name="i", image_path="i:1", args=[], env_vars={}
   )
   group = xm_units.group(spec, image, "h:1")
-  xm_kubernetes.Client(Recorder()).launch(
+  configuration = kubernetes.Configuration(host=cluster.address)
+  xm_kubernetes.Client(kubernetes.ApiClient(configuration)).launch(
     lambda name: f"7_1_{name}", group.jobs.values()
   )
   assert xm_local.Kubernetes is type(group.jobs["host0"].executor)
-  jobs = [body for path, body in sent if path.endswith("/jobs")]
+  jobs = [body for path, body in cluster.sent if path.endswith("/jobs")]
   assert [job["metadata"]["name"] for job in jobs] == ["7-1-host0", "7-1-host1"]
   [container] = jobs[1]["spec"]["template"]["spec"]["containers"]
   assert container["image"] == "i:1"
