@@ -7,21 +7,20 @@ the same seeds and tasks. Intervals are over tasks and seeds; see
 `evaluation.intervals.crossed_mean`.
 """
 
-from collections.abc import Sequence
 import csv
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from absl import app
-from absl import flags
 import numpy as np
+from absl import app, flags
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from launchers import root as root_lib
-from launchers import status
+from launchers.runs import root as root_lib
+from launchers.runs import status
 from pivotrl_jax import errors
 from pivotrl_jax.evaluation import intervals
 

@@ -9,7 +9,6 @@ The same command again goes on: what is done is skipped, what died or was
 interrupted is started again.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
@@ -17,24 +16,18 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 
 # Runs from a checkout as it is.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if str(CHECKOUT) not in sys.path:
   sys.path.insert(0, str(CHECKOUT))
 
-from launchers import attempt
-from launchers import board
-from launchers import local
-from launchers import locks
-from launchers import root as root_lib
-from launchers import slurm
-from launchers import table
-from launchers import xm_units
+from launchers.executors import local, slurm, xmanager
+from launchers.runs import attempt, board, locks, table
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep().")
@@ -123,8 +116,8 @@ def launch(root: pathlib.Path) -> None:
     InputError: a sweep that cannot be, before anything starts.
     SystemExit: with the status of a launch that did not end well.
   """
-  from launchers import plan  # Late: status needs no jax.
   from launchers import sweep
+  from launchers.runs import plan  # Late: status needs no jax.
 
   if _SWEEP.value is None:
     raise errors.InputError(
@@ -235,7 +228,7 @@ def _run_slurm(root, todo, known):
 
 
 def _run_xm(root, todo, known):
-  xm_units.run(
+  xmanager.run(
     root,
     todo,
     executor=_EXECUTOR.value,

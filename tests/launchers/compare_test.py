@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from launchers import attempt
 from launchers import compare
-from launchers import root as root_lib
-from launchers import status
+from launchers.runs import attempt, status
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 
 # Arm -> seed -> success of the tasks t0 to t3, where it is done.

@@ -4,13 +4,11 @@ import json
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from launchers import launch
-from launchers import root as root_lib
-from pivotrl_jax import errors
-from pivotrl_jax import workdir
+from launchers.runs import root as root_lib
+from pivotrl_jax import errors, workdir
 from tests.launchers import stand_in
 
 _RUNS = flags.DEFINE_string("runs", None, "JSON: name -> overrides.")

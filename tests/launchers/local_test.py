@@ -15,8 +15,8 @@ import time
 
 import pytest
 
-from launchers import local
-from launchers import root as root_lib
+from launchers.executors import local
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

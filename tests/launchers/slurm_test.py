@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from launchers import root as root_lib
-from launchers import slurm
+from launchers.executors import slurm
+from launchers.runs import root as root_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STAND_IN = pathlib.Path(__file__).parent / "slurm_stand_in.py"

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from launchers import plan
 from launchers import sweep
+from launchers.runs import plan
 from pivotrl_jax import errors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

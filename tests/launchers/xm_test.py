@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 
-from absl import flags
 import pytest
+from absl import flags
 
-from launchers import root as root_lib
-from launchers import xm_units
+from launchers.executors import xmanager
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -26,23 +26,23 @@ R = pathlib.Path("/r")
 
 
 def test_a_container_runs_the_attempt_with_its_own_python():
-  spec = xm_units.specification(
+  spec = xmanager.specification(
     R, JOB, executor="kubernetes", image="i:1",
     requirements=["h100=8", "ram=64GiB"],
   )  # fmt: skip
   assert spec["requirements"] == {"h100": 8, "ram": 64 * 2**30}
   assert spec["args"] == [
     [
-      "launchers/attempt.py", "--workdir=/r/a", "--shared=/r/shared/x", "--",
+      "launchers/runs/attempt.py", "--workdir=/r/a", "--shared=/r/shared/x", "--",
       "python", "-m", "m", "--workdir=/r/a",
     ]
   ]  # fmt: skip
   with pytest.raises(errors.InputError, match="'h100'; expected NAME=AMOUNT"):
-    xm_units.specification(R, JOB, executor="vertex", requirements=["h100"])
+    xmanager.specification(R, JOB, executor="vertex", requirements=["h100"])
 
 
 def test_hosts_are_told_the_coordinator_their_count_and_index():
-  spec = xm_units.specification(
+  spec = xmanager.specification(
     R, JOB, executor="kubernetes", image="i:1", hosts=2
   )
   assert [args[-3:] for args in spec["args"]] == [
@@ -136,13 +136,13 @@ def test_a_kubernetes_job_is_the_specification(cluster):
   from xmanager.xm_local import executables
 
   flags.FLAGS.mark_as_parsed()  # XManager's own.
-  spec = xm_units.specification(
+  spec = xmanager.specification(
     R, JOB, executor="kubernetes", image="i:1", requirements=["cpu=2"], hosts=2
   )
   image = executables.GoogleContainerRegistryImage(
     name="i", image_path="i:1", args=[], env_vars={}
   )
-  group = xm_units.group(spec, image, "h:1")
+  group = xmanager.group(spec, image, "h:1")
   configuration = kubernetes.Configuration(host=cluster.address)
   xm_kubernetes.Client(kubernetes.ApiClient(configuration)).launch(
     lambda name: f"7_1_{name}", group.jobs.values()

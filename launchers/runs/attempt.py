@@ -1,6 +1,6 @@
 """One attempt at a run: takes over shared work, runs main, says how it ended.
 
-  python launchers/attempt.py --workdir=DIR [--shared=DIR]... -- COMMAND...
+  python launchers/runs/attempt.py --workdir=DIR [--shared=DIR]... -- COMMAND...
 
 Every executor starts runs through it, so that what a run's folder says does
 not depend on where it ran:
@@ -21,13 +21,12 @@ import subprocess
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 # Runs from a checkout as it is.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from launchers import locks
+from launchers.runs import locks
 from pivotrl_jax import errors
 from pivotrl_jax import workdir as workdir_lib
 

@@ -7,15 +7,15 @@ same path (a mounted bucket or disk). What is submitted is in ROOT/xm.jsonl.
 """
 
 import asyncio
-from collections.abc import Sequence
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from launchers import local
-from launchers import root as root_lib
-from launchers import status
+from launchers.executors import local
+from launchers.runs import root as root_lib
+from launchers.runs import status
 from pivotrl_jax import errors
 from pivotrl_jax.data import records
 
@@ -50,7 +50,7 @@ def specification(
   words = local.command(root, job)[1:]
   if image:  # The container's own python, and its own checkout.
     words = ["python" if w == sys.executable else w for w in words]
-    words[0] = "launchers/attempt.py"
+    words[0] = "launchers/runs/attempt.py"
   else:  # A failed process would end XManager's local experiment.
     words.insert(1, "--exit_zero")
   cut = words.index("--")
@@ -214,9 +214,7 @@ async def _end(root, job, unit, before):
       break
   if not waiting.done():
     waiting.cancel()
-  elif not isinstance(
-    waiting.exception(), xm.ExperimentUnitFailedError | None
-  ):
+  elif not isinstance(waiting.exception(), xm.ExperimentUnitFailedError | None):
     raise waiting.exception()
   return _look(root, job)
 

@@ -4,20 +4,18 @@ What a job's folder says is all that is remembered: a launcher that was killed
 finds what still runs by its lock, what is done and what died by its records.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import logging
 
-from launchers import attempt
-from launchers import locks
-from launchers import status
-from launchers import root as root_lib
+from launchers.runs import attempt, locks, status
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 
 _ATTEMPT = pathlib.Path(attempt.__file__)

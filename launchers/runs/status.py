@@ -8,8 +8,7 @@ import socket
 import time
 from typing import Any, Literal
 
-from launchers import attempt
-from launchers import locks
+from launchers.runs import attempt, locks
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 

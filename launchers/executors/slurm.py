@@ -4,17 +4,17 @@ An array task is an attempt at a job, so that folders and index are those of
 the local launcher. What jobs need runs in an array of its own before them.
 """
 
-from collections.abc import Sequence
 import pathlib
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from absl import logging
 
-from launchers import local
-from launchers import root as root_lib
+from launchers.executors import local
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 from pivotrl_jax.data import records
 

@@ -1,12 +1,12 @@
 """The table of a sweep's runs: live on a terminal, or as it is now."""
 
-from collections.abc import Sequence
 import sys
+from collections.abc import Sequence
 
 from rich import console as rich_console
 from rich import table as rich_table
 
-from launchers import status
+from launchers.runs import status
 
 _COLOURS = {
   "waiting": "dim", "running": "cyan", "done": "green", "failed": "bold red",
