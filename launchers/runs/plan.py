@@ -13,7 +13,7 @@ from pivotrl_jax import workdir as workdir_lib
 # Stages that are done once for all runs with the same lineage. Later ones are
 # a run's own: those who sweep over what changes no number (an engine's batch,
 # a way to parallelize) want to see each of them at work.
-SHARED = ("import", "candidates", "warm_start", "profile")
+SHARED = ("import", "candidates", "warm_start", "profile", "baseline")
 
 
 def jobs(

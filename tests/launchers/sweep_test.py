@@ -128,7 +128,8 @@ def test_ablations_share_what_they_can():
   jobs = plan.jobs(runs, configs, pathlib.Path("/r"), "pivotrl_jax.main")
   assert len([job for job in jobs if job.arm]) == 6 * 5
   shared = {job.name: job for job in jobs if not job.arm}
-  # A seed: one import for all, a profile for each of the two rewards.
+  # A seed: one import and evaluation of the base policy for all, a profile
+  # for each of the two rewards.
   assert len(shared) == 5 * 3
   assert {job.seed for job in shared.values()} == set(range(5))
   seen = set()
