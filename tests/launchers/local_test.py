@@ -18,6 +18,7 @@ import pytest
 from launchers.executors import local
 from launchers.runs import root as root_lib
 from pivotrl_jax import errors
+from tests.launchers import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launchers" / "launch.py"
@@ -56,36 +57,13 @@ def _columns(table):
   return found
 
 
-def _processes(root):
-  """Pid -> command line of what has `root` in it, but for this process."""
-  found = {}
-  for place in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-      words = (place / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-      continue
-    if (
-      str(root).encode() in b" ".join(words) and int(place.name) != os.getpid()
-    ):
-      found[int(place.name)] = words
-  return found
-
-
 def _runs(root):
   """Pids of the runs themselves, without their attempts."""
   return {
     pid
-    for pid, words in _processes(root).items()
+    for pid, words in processes.naming(root).items()
     if words[1:3] == [b"-m", b"tests.launchers.stand_in"]
   }
-
-
-def _kill(pids):
-  for pid in pids:
-    try:
-      os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-      pass
 
 
 def _until(ready, seconds=30):
@@ -108,10 +86,12 @@ def test_five_kills_end_in_the_same_table(tmp_path):
   assert code == 0, stderr
   for steps in (0, 3, 9, 15, 25):
     launcher = _start(killed, RUNS)
-    _until(lambda n=steps: _steps(killed) >= n and _processes(killed / "s"))
-    _kill([launcher.pid, *_processes(killed)])
+    _until(
+      lambda n=steps: _steps(killed) >= n and processes.naming(killed / "s")
+    )
+    processes.kill([launcher.pid, *processes.naming(killed)])
     _end(launcher)
-    assert not _processes(killed)
+    assert not processes.naming(killed)
     assert "running" not in _status(killed)
   code, again, stderr = _end(_start(killed, RUNS))
   assert code == 0, stderr
@@ -139,12 +119,14 @@ def test_what_outlives_a_killed_launcher_is_found_and_not_started_twice(
   launcher = _start(tmp_path, {"a": a})
   _until(lambda: _steps(tmp_path) > 2)
   # The launcher and the attempt die, the run itself goes on.
-  _kill([launcher.pid, *_processes(tmp_path / "a").keys() - _runs(tmp_path)])
+  processes.kill(
+    [launcher.pid, *processes.naming(tmp_path / "a").keys() - _runs(tmp_path)]
+  )
   _end(launcher)
   assert "running" in _status(tmp_path)
   launcher = _start(tmp_path, {"a": a, "b": {}})
   _until(lambda: (tmp_path / "b" / "evals.jsonl").exists())
-  assert len(_processes(tmp_path / "a")) == 1
+  assert len(processes.naming(tmp_path / "a")) == 1
   go.touch()
   code, _, stderr = _end(launcher)
   assert code == 0, stderr
@@ -163,7 +145,7 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
   launcher = _start(tmp_path, runs, "--tries=2")
   for _ in range(2):
     _until(lambda: _runs(tmp_path / "killed"))
-    _kill(_runs(tmp_path / "killed"))
+    processes.kill(_runs(tmp_path / "killed"))
   code, table, stderr = _end(launcher)
   assert code == 1, stderr
   lines = {line.split()[0]: line for line in table.splitlines()[1:-1]}
@@ -207,7 +189,7 @@ def test_signals_are_passed_on_and_the_next_launch_goes_on(tmp_path, number):
   launcher.send_signal(number)
   code, table, _ = _end(launcher)
   assert code == 128 + number
-  assert not _processes(tmp_path)
+  assert not processes.naming(tmp_path)
   assert [state for state, _ in _columns(table).values()] == [
     "stopped", "stopped", "waiting"
   ]  # fmt: skip
