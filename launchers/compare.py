@@ -7,14 +7,15 @@ the same seeds and tasks. Intervals are over tasks and seeds; see
 `evaluation.intervals.crossed_mean`.
 """
 
+from collections.abc import Sequence
 import csv
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
 
+from absl import app
+from absl import flags
 import numpy as np
-from absl import app, flags
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))

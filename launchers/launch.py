@@ -9,6 +9,7 @@ The same command again goes on: what is done is skipped, what died or was
 interrupted is started again.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
@@ -16,18 +17,24 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
+from absl import app
+from absl import flags
+from absl import logging
 
 # Runs from a checkout as it is.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if str(CHECKOUT) not in sys.path:
   sys.path.insert(0, str(CHECKOUT))
 
-from launchers.executors import local, slurm, xmanager
-from launchers.runs import attempt, board, locks, table
+from launchers.executors import local
+from launchers.executors import slurm
+from launchers.executors import xmanager
+from launchers.runs import attempt
+from launchers.runs import board
+from launchers.runs import locks
 from launchers.runs import root as root_lib
+from launchers.runs import table
 from pivotrl_jax import errors
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep().")
@@ -76,6 +83,9 @@ def main(argv: Sequence[str]) -> None:
     _main(argv)
   except errors.InputError as error:
     print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
     sys.exit(2)
 
 

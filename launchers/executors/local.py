@@ -4,18 +4,20 @@ What a job's folder says is all that is remembered: a launcher that was killed
 finds what still runs by its lock, what is done and what died by its records.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import logging
 
-from launchers.runs import attempt, locks, status
+from launchers.runs import attempt
+from launchers.runs import locks
 from launchers.runs import root as root_lib
+from launchers.runs import status
 from pivotrl_jax import errors
 
 _ATTEMPT = pathlib.Path(attempt.__file__)
@@ -108,7 +110,8 @@ class Launcher:
     self._root, self._tries = root, tries
     self._jobs = {job.name: job for job in jobs}
     self._waiting = list(jobs)
-    self._running: dict[str, tuple[subprocess.Popen | None, Slot]] = {}
+    self._running: dict[str, tuple[subprocess.Popen | None, Slot | None]]
+    self._running = {}
     self._free = list(parts)
     self._starts: dict[str, int] = {}
     self._told: set[str] = set()
@@ -119,7 +122,7 @@ class Launcher:
       if self._is_held(job):
         logging.info("%s: still running", job.name)
         self._waiting.remove(job)
-        part = self._free.pop() if self._free else Slot()
+        part = self._free.pop() if self._free else None
         self._running[job.name] = None, part
 
   def run(self, show: Callable[[], None]) -> None:
@@ -191,7 +194,8 @@ class Launcher:
       if (process is not None and process.poll() is None) or self._is_held(job):
         continue
       del self._running[name]
-      self._free.append(part)
+      if part is not None:
+        self._free.append(part)
       stands = status.read(self._root / name, job.command, job.stages)
       said = process.stderr.read().strip() if process is not None else ""
       if said:  # Nothing where the folder could be told how it ended.

@@ -4,12 +4,12 @@ An array task is an attempt at a job, so that folders and index are those of
 the local launcher. What jobs need runs in an array of its own before them.
 """
 
+from collections.abc import Sequence
 import pathlib
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 
 from absl import logging
 
@@ -132,14 +132,14 @@ def submit(
   Raises:
     InputError: an earlier submission is still queued, or sbatch refuses.
   """
+  if not jobs:
+    logging.info("slurm: nothing left to run")
+    return
   sbatch = shutil.which("sbatch")
   if sbatch:
     _check_queue(root)
   path = root / SCRIPT
   records.write_text(path, [text])
-  if not jobs:
-    logging.info("slurm: nothing left to run")
-    return
   before, submitted = "", []
   for number, indices in enumerate(arrays(jobs)):
     command = [

@@ -7,10 +7,10 @@ same path (a mounted bucket or disk). What is submitted is in ROOT/xm.jsonl.
 """
 
 import asyncio
+from collections.abc import Sequence
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from launchers.executors import local
@@ -99,6 +99,8 @@ def run(
     InputError: XManager is not installed, or cannot do what is asked.
   """
   _check(executor, image, hosts)
+  if not jobs:
+    return
   specs = [
     specification(
       root, job, executor=executor, image=image, requirements=requirements,
@@ -171,7 +173,7 @@ async def _experiment(root, jobs, specs, *, at_once, tries):
   limit = asyncio.Semaphore(at_once)
   settled = {job.name: asyncio.Event() for job in jobs}
   async with xm_local.create_experiment(root.name) as experiment:
-    [executable] = experiment.package([_packageable(specs[0])] if specs else [])
+    [executable] = experiment.package([_packageable(specs[0])])
 
     async def one(job, spec):
       async def generate(work_unit):

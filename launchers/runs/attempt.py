@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import app
+from absl import flags
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
@@ -102,9 +103,13 @@ def _run(log, command, signals, lock):
 
 
 def record(workdir: pathlib.Path, **row: object) -> None:
-  """Appends a row to attempts.jsonl, in one write."""
-  with open(workdir / ROWS, "ab") as out:
-    out.write(json.dumps(row).encode() + b"\n")
+  """Appends a row to attempts.jsonl; one that was torn stays a line apart."""
+  with open(workdir / ROWS, "ab+") as out:
+    torn = False
+    if out.tell():
+      out.seek(-1, os.SEEK_END)
+      torn = out.read() != b"\n"
+    out.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
 
 
 class _Signals:

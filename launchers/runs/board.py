@@ -1,16 +1,17 @@
 """What is known of a sweep's jobs: shown, logged, and kept in the index."""
 
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from absl import logging
 from rich import live as rich_live
 
 from launchers.runs import root as root_lib
-from launchers.runs import status, table
+from launchers.runs import status
+from launchers.runs import table
 from pivotrl_jax import errors
 from pivotrl_jax import workdir as workdir_lib
 

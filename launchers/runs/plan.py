@@ -1,13 +1,15 @@
 """From runs to jobs: what several runs would do alike is a job of its own."""
 
+from collections.abc import Sequence
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from launchers import sweep
 from launchers.runs import root as root_lib
-from pivotrl_jax import errors, progress, stages
+from pivotrl_jax import errors
+from pivotrl_jax import progress
+from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
 
 # Stages that are done once for all runs with the same lineage. Later ones are

@@ -5,9 +5,9 @@ ROOT/NAME/        a run: its workdir, and what attempt.py writes
 ROOT/shared/KEY/  work that several runs take over, a workdir too
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from launchers.runs import status

@@ -1,5 +1,6 @@
 """How a run stands, from what its folder says. Reads only, at any time."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,7 +9,8 @@ import socket
 import time
 from typing import Any, Literal
 
-from launchers.runs import attempt, locks
+from launchers.runs import attempt
+from launchers.runs import locks
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 
@@ -94,13 +96,16 @@ def pid(workdir: pathlib.Path) -> int | None:
 
 
 def _rows(path):
-  """Whole rows of attempts.jsonl; a torn last one is none."""
+  """Rows of attempts.jsonl; one that a full disk or a power cut tore is none."""
   try:
-    data = path.read_bytes()
+    lines = path.read_bytes().splitlines()
   except FileNotFoundError:
     return []
-  whole = data[: data.rfind(b"\n") + 1].splitlines()
-  return [json.loads(line) for line in whole]
+  found = []
+  for line in lines:
+    with contextlib.suppress(ValueError):
+      found.append(json.loads(line))
+  return found
 
 
 def _state(workdir, rows, command):

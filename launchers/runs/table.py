@@ -1,7 +1,7 @@
 """The table of a sweep's runs: live on a terminal, or as it is now."""
 
-import sys
 from collections.abc import Sequence
+import sys
 
 from rich import console as rich_console
 from rich import table as rich_table

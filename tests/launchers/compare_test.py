@@ -8,8 +8,9 @@ import time
 import pytest
 
 from launchers import compare
-from launchers.runs import attempt, status
+from launchers.runs import attempt
 from launchers.runs import root as root_lib
+from launchers.runs import status
 from pivotrl_jax import errors
 
 # Arm -> seed -> success of the tasks t0 to t3, where it is done.

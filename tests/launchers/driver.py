@@ -4,11 +4,13 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app
+from absl import flags
 
 from launchers import launch
 from launchers.runs import root as root_lib
-from pivotrl_jax import errors, workdir
+from pivotrl_jax import errors
+from pivotrl_jax import workdir
 from tests.launchers import stand_in
 
 _RUNS = flags.DEFINE_string("runs", None, "JSON: name -> overrides.")

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 
-import pytest
 from absl import flags
+import pytest
 
 from launchers.executors import xmanager
 from launchers.runs import root as root_lib
