@@ -215,8 +215,9 @@ def main(argv: Sequence[str]) -> None:
     return
   rows = [r for r in root_lib.read(path) if r.job.arm and not r.gone]
   print(markdown(lines, _AGAINST.value or rows[0].job.arm))
-  revisions = sorted({str(row.revision) for row in rows})
-  print(f"{path}, revision {', '.join(revisions)}")
+  stands = [root_lib.stands(path, row) for row in rows]
+  revisions = sorted({now.revision for now in stands if now.revision})
+  print(f"`python launchers/compare.py {path}`, runs of {', '.join(revisions)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from launchers.runs import root as root_lib
 from launchers.runs import status
 from launchers.runs import table
 from pivotrl_jax import errors
-from pivotrl_jax import workdir as workdir_lib
 
 
 class Board:
@@ -29,9 +28,7 @@ class Board:
     """
     self._root = root
     self._rows = {
-      job.name: root_lib.Row(
-        job, workdir_lib.revision(), False, status.Status("waiting")
-      )
+      job.name: root_lib.Row(job, False, status.Status("waiting"))
       for job in jobs
     }
     for row in root_lib.read(root):

@@ -49,13 +49,11 @@ class Row:
 
   Attributes:
     job: what it is.
-    revision: commit of the code that was there when it was launched.
     gone: whether the sweep no longer has it.
     status: how it stood when the row was written.
   """
 
   job: Job
-  revision: str | None
   gone: bool
   status: status.Status
 
@@ -78,7 +76,7 @@ def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
     path / INDEX,
     (
       dataclasses.asdict(row.job)
-      | {"revision": row.revision, "gone": row.gone}
+      | {"gone": row.gone}
       | dataclasses.asdict(row.status)
       for row in rows
     ),
@@ -116,7 +114,7 @@ def _row(row, place):
     for name in ("command", "needs", "stages"):
       job[name] = tuple(job[name])
     stood = {f.name: row[f.name] for f in dataclasses.fields(status.Status)}
-    return Row(Job(**job), row["revision"], row["gone"], status.Status(**stood))
+    return Row(Job(**job), row["gone"], status.Status(**stood))
   except KeyError as error:
     raise errors.InputError(
       f"{place}: no {error.args[0]!r}; expected a row of a sweep's index"

@@ -37,6 +37,7 @@ class Status:
     seconds: spent by all attempts whose end is known, and by this one.
     attempts: how many were started.
     ended: exit status of the last attempt, where its end is known.
+    revision: commit of the code of the last attempt.
   """
 
   state: State
@@ -48,6 +49,7 @@ class Status:
   seconds: float = 0.0
   attempts: int = 0
   ended: int | None = None
+  revision: str | None = None
 
 
 def read(
@@ -75,6 +77,9 @@ def read(
     seconds=_seconds(rows, state),
     attempts=sum("started" in row for row in rows),
     ended=ended,
+    revision=next(
+      (row["revision"] for row in reversed(rows) if "revision" in row), None
+    ),
   )
 
 

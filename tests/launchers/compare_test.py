@@ -35,7 +35,7 @@ def root(tmp_path):
   for arm, seeds in ARMS.items():
     for seed, success in seeds.items():
       job = _job(arm, seed)
-      rows.append(root_lib.Row(job, "abc", False, status.Status("waiting")))
+      rows.append(root_lib.Row(job, False, status.Status("waiting")))
       if success is None:
         continue
       path = tmp_path / job.name

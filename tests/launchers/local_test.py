@@ -212,9 +212,7 @@ def test_what_a_sweep_changed_is_told():
       command=(), stages=(),
     )  # fmt: skip
 
-  before = [
-    root_lib.Row(job(name, lr=1), None, False, None) for name in ("a", "b")
-  ]
+  before = [root_lib.Row(job(name, lr=1), False, None) for name in ("a", "b")]
   assert root_lib.changes(before, [job("b", lr=2, k=3), job("c")]) == [
     "new: c",
     "gone from the sweep, its folder stays: a",
