@@ -183,6 +183,7 @@ def resolve(run: Run) -> Any:
     lines = str(error.args[0] if error.args else error).splitlines()
     said = lines[-1] if "Traceback" in str(error) else " ".join(lines)
     raise errors.InputError(f"{run.name}: {said}") from error
+  config_check.expand(config)
   try:
     config_check.check_values(config)
   except errors.InputError as error:
