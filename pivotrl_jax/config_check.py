@@ -231,6 +231,16 @@ def check(config: Any, default: Any = None) -> None:
     config: as it will run.
     default: as it was before flags changed it; None where nobody knows.
   """
+  check_values(config)
+  _check_attention(config.model)
+  if config.method == "pivotrl":
+    _warn_of_sampling(config.rollout)
+  if default is not None:
+    _name_the_idle(config, default)
+
+
+def check_values(config: Any) -> None:
+  """`check` without a look at the device, which may be another machine's."""
   values = config.to_dict()
   for name, rule in RULES.items():
     value = _get(values, name)
@@ -243,14 +253,9 @@ def check(config: Any, default: Any = None) -> None:
       raise errors.InputError(
         f"--config.{place}: {_get(config, place)!r}; expected {expected}"
       )
-  _check_attention(config.model)
   _check_verifier(config.verifier)
   _check_paths(config)
   policy_lib.template_kwargs(config)
-  if config.method == "pivotrl":
-    _warn_of_sampling(config.rollout)
-  if default is not None:
-    _name_the_idle(config, default)
 
 
 def _contradictions(config) -> Iterator[tuple[bool, str, str]]:

@@ -42,6 +42,16 @@ _STAGES = flags.DEFINE_list(
 _REDO = flags.DEFINE_list(
   "redo", [], "Stages to do again, with what was made from their outputs."
 )
+# Of a run over several hosts, as jax.distributed.initialize takes them.
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Several hosts: HOST:PORT of the first process."
+)
+_PROCESSES = flags.DEFINE_integer(
+  "processes", 1, "Several hosts: how many processes, one each."
+)
+_PROCESS = flags.DEFINE_integer(
+  "process", 0, "Several hosts: which one this is, from 0."
+)
 
 
 def run(
@@ -122,6 +132,15 @@ def main(_) -> None:
       raise errors.InputError(
         f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
+  if "evaluate" in names and "baseline" not in names:
+    # What it compares with is part of it.
+    place = names.index("evaluate")
+    names = [*names[:place], "baseline", *names[place:]]
+  if _PROCESSES.value != 1 or _PROCESS.value or _COORDINATOR.value:
+    raise errors.InputError(
+      f"--processes={_PROCESSES.value}: a run over several hosts is not there"
+      " yet; expected one process, without --coordinator and --process"
+    )
   flag = flags.FLAGS["config"]
   # The file's own values, before other flags changed them.
   default = flag.parser.parse(config_flags.get_config_filename(flag))

@@ -45,6 +45,16 @@ class Stage:
   changed: Literal["refuse", "move", "replace"] = "move"
 
 
+# What both policies are evaluated with.
+_EVALUATION = (
+  "data.max_prompt_tokens", "data.reasoning", "domain", "model", "rollout",
+  "evaluation", "seed", "warm_start.steps",
+)  # fmt: skip
+_NOT_EVALUATION = (
+  "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
+  "rollout.temperature",
+)  # fmt: skip
+
 STAGES = {
   "import": Stage(
     "pivotrl_jax.data.importers:run",
@@ -111,17 +121,18 @@ STAGES = {
     grows=("train.steps",),
     changed="refuse",
   ),
+  "baseline": Stage(
+    "pivotrl_jax.evaluation.evaluate:run_base",
+    config=_EVALUATION,
+    but=_NOT_EVALUATION,
+    inputs=("warm_start",),
+    outputs=("base_evals.jsonl",),
+  ),
   "evaluate": Stage(
     "pivotrl_jax.evaluation.evaluate:run",
-    config=(
-      "data.max_prompt_tokens", "data.reasoning", "domain", "model", "rollout",
-      "evaluation", "seed", "warm_start.steps",
-    ),
-    but=(
-      "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-      "rollout.temperature",
-    ),
-    inputs=("export", "warm_start"),
+    config=_EVALUATION,
+    but=_NOT_EVALUATION,
+    inputs=("export", "base_evals.jsonl"),
     outputs=("evals.jsonl",),
   ),
   "report": Stage(

@@ -55,6 +55,68 @@ def digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def finished(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Stage -> its record, of the stages that ended in a workdir."""
+  found = {}
+  for file in sorted((path / ".stages").glob("*.json")):
+    record = json.loads(file.read_text())
+    if record.get("outputs"):
+      found[file.stem] = record
+  return found
+
+
+def take_over(path: pathlib.Path, source: pathlib.Path) -> list[str]:
+  """Takes over what the stages of another workdir made, by hard links.
+
+  A stage's record comes last, so that a take-over that was killed is made
+  again. What this workdir has begun or done itself is left alone.
+
+  Args:
+    path: the workdir that takes over; its lock is held.
+    source: the workdir whose finished stages are taken.
+
+  Returns:
+    The stages that were taken over.
+  """
+  taken = []
+  for name, record in finished(source).items():
+    ours = path / ".stages" / f"{name}.json"
+    made = [n for n, hashed in record["outputs"].items() if hashed]
+    if ours.exists() or not all((source / n).exists() for n in made):
+      continue
+    for output in made:
+      _link(source / output, path / output)
+    skipped = source / "skipped.jsonl"
+    if skipped.exists():
+      rows = [row for _, row in records.read_jsonl(skipped)]
+      records.replace_skipped(
+        path, name, [row for row in rows if row.get("stage") == name]
+      )
+    records.write_text(ours, [json.dumps(record, indent=1)])
+    taken.append(name)
+  return taken
+
+
+def _link(source, target):
+  """A file or folder under a second name; a copy on another disk."""
+  temporary = target.with_name(f".{target.name}.link")
+  remove(temporary)
+  if source.is_dir():
+    shutil.copytree(source, temporary, copy_function=_link_file)
+  else:
+    _link_file(source, temporary)
+  if target.is_dir():
+    remove(target)
+  os.replace(temporary, target)
+
+
+def _link_file(source, target):
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
+
+
 def fingerprint(path: pathlib.Path) -> str | None:
   """Hash of a file's bytes or of a folder's files; None where absent.
 
@@ -110,7 +172,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     "versions": {"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
     "device": {"kind": device.device_kind, "count": jax.device_count()},
-    "git": _revision(),
+    "git": revision(),
   }
 
 
@@ -122,7 +184,7 @@ def remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _revision():
+def revision() -> str | None:
   """The commit of the checkout this package lies in, or None."""
   done = subprocess.run(
     ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],

@@ -20,6 +20,7 @@ from ml_collections import config_dict
 import pytest
 
 import reads
+from tests.launchers import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARTIFACTS = (
@@ -30,16 +31,24 @@ ARTIFACTS = (
 )  # fmt: skip
 
 
+OVERRIDES = {
+  "profile.trajectories_per_batch": 2, "train.save_every": 1,
+  "select": "random", "evaluation.tasks": 2, "evaluation.questions": 2,
+  "evaluation.max_turns": 2,
+}  # fmt: skip
+
+
 def _start(workdir, cache, *args, program=("-m", "pivotrl_jax.main")):
+  overrides = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+  return _process(
+    cache, *program, "--config=configs/swe.py:tiny", f"--workdir={workdir}",
+    *overrides, *args,
+  )  # fmt: skip
+
+
+def _process(cache, *args):
   return subprocess.Popen(
-      [
-          sys.executable, *program,
-          "--config=configs/swe.py:tiny", f"--workdir={workdir}",
-          "--config.profile.trajectories_per_batch=2",
-          "--config.train.save_every=1", "--config.select=random",
-          "--config.evaluation.tasks=2", "--config.evaluation.questions=2",
-          "--config.evaluation.max_turns=2", *args,
-      ],
+      [sys.executable, *args],
       cwd=ROOT, stderr=subprocess.PIPE, text=True,
       env={
           "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp"),
@@ -126,7 +135,7 @@ def test_keys_hold_what_stages_read(whole):
     json.loads((workdir / "config.json").read_text())["config"]
   )
   seen = json.loads((cache.parent / "reads.json").read_text())
-  assert len(seen) == 7
+  assert len(seen) == 8
   reads.assert_keys_hold(config, seen)
 
 
@@ -192,3 +201,35 @@ def test_random_signals_end_in_the_same_bytes(whole, tmp_path):
   _, stderr = run.communicate(timeout=600)
   assert run.returncode == 0, stderr
   _assert_same(tmp_path, want)
+
+
+def test_a_sweep_killed_with_its_launcher_ends_in_the_same_bytes(
+  whole, tmp_path
+):
+  """What is taken over from shared work is what a run makes itself."""
+  want, cache = whole
+  file, root = tmp_path / "sweep.py", tmp_path / "root"
+  common = {"config": "configs/swe.py:tiny"} | OVERRIDES
+  file.write_text(
+    "from launchers import sweep\n"
+    f"COMMON = {common!r}\n"
+    "def get_sweep():\n"
+    "  return sweep.product([COMMON], sweep.over('train.steps', [3, 0]))\n"
+  )
+  launch = "launchers/launch.py", f"--sweep={file}", f"--root={root}"
+  launcher = _process(cache, *launch, "--at_once=1")
+  end = time.monotonic() + 300
+  while not _lines(root / "steps=3" / "metrics.jsonl"):
+    assert launcher.poll() is None and time.monotonic() < end
+    time.sleep(0.005)
+  processes.kill([launcher.pid, *processes.naming(root)])
+  launcher.communicate()
+  assert not (root / "steps=3" / "evals.jsonl").exists()
+  launcher = _process(cache, *launch, "--at_once=1")
+  _, stderr = launcher.communicate(timeout=600)
+  assert launcher.returncode == 0, stderr
+  _assert_same(root / "steps=3", want)
+  # Once for both.
+  [shared] = (root / "shared").iterdir()
+  for name in ("trajectories.jsonl", "profiles.jsonl", "base_evals.jsonl"):
+    assert (shared / name).stat().st_nlink == 3

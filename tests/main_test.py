@@ -44,6 +44,7 @@ def _one_line(done, *parts):
         (["--config.trian.steps=3"], ["trian"]),
         (["--config.train.steps=many"], ["train.steps"]),
         (["--stages=import,trane"], ["trane", "expected", "train"]),
+        (["--processes=2", "--coordinator=a:1"], ["--processes=2", "one"]),
         (["--config.select=hard"], ["select", "'hard'", "difficult"]),
         (["--config.model.attention=flash"],
          ["model.attention", "'flash'", "pallas"]),

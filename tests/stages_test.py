@@ -25,14 +25,15 @@ def _config(**values):
         ("verifier.judge.model", "x", set()),
         ("warm_start.learning_rate", 1.0, set()),
         ("sft.turns", 3, set()),
-        ("evaluation.tasks", 3, {"evaluate", "report"}),
+        ("evaluation.tasks", 3, {"baseline", "evaluate", "report"}),
         ("rollout.pivots_per_step", 3, {"train", "evaluate", "report"}),
         ("pivots.threshold", 0.5,
          {"select", "train", "evaluate", "report", "export"}),
         ("profile.group_size", 3,
          {"profile", "select", "train", "evaluate", "report", "export"}),
         ("data.max_prompt_tokens", 900,
-         {"profile", "select", "train", "evaluate", "report", "export"}),
+         {"profile", "select", "train", "baseline", "evaluate", "report",
+          "export"}),
     ],
 )  # fmt: skip
 def test_lineage_tells_which_runs_share_a_stage(changed, value, touched):
