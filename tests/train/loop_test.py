@@ -277,3 +277,49 @@ def test_where_all_is_cut_off_a_step_is_zero_and_says_so(
   jax.tree.map(
     np.testing.assert_array_equal, trained, hf.load_params(small, shape)
   )
+
+
+def test_a_step_logs_the_mean_of_its_updates_and_the_last():
+  updates = [{"clipped": np.float32(0.0)}, {"clipped": np.float32(0.5)}]
+  assert loop._over_updates(updates) == {
+    "train/clipped": 0.25, "train/clipped_last": 0.5
+  }  # fmt: skip
+  assert loop._over_updates(updates[1:]) == {"train/clipped": 0.5}
+
+
+class _Kept:
+  """Takes what a run saves and writes, in the place of both."""
+
+  def __init__(self):
+    self.steps, self.rows = [], []
+
+  def save(self, step, state):
+    assert state == step
+    self.steps.append(step)
+
+  def write(self, step, scalars, *, seconds):
+    self.rows.append(step)
+
+  def sync(self):
+    pass
+
+
+@pytest.mark.parametrize(
+  ("first", "dies", "saved"),
+  # At its 4th step; right after a checkpoint; at the first of a resumed run.
+  [(0, 3, [2, 3]), (0, 2, [2]), (3, 3, [])],
+)
+def test_a_judge_that_is_gone_costs_no_finished_step(first, dies, saved):
+  train = swe.get_config("tiny").train
+  train.update({"steps": 9, "save_every": 2})
+
+  def advance(state, index):
+    if index == dies:
+      raise errors.InputError("no verdict")
+    return state + 1, {}
+
+  kept = _Kept()
+  with pytest.raises(errors.InputError, match="no verdict"):
+    loop._steps(train, first, first, advance, kept, kept)
+  assert kept.steps == saved
+  assert kept.rows == list(range(first + 1, dies + 1))
