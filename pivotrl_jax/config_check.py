@@ -15,7 +15,7 @@ _CHOICES = {
   "method": ("pivotrl", "sft"),
   "select": ("difficult", "mixed", "random"),
   "reward": ("functional", "strict"),
-  "optimizer": ("adam",),
+  "optimizer": ("adam", "natural"),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": attention.BODIES,
   "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
@@ -40,6 +40,12 @@ _LEAST = {
   "train.save_every": 1,
   "train.log_every": 1,
   "train.logits_chunk": 1,
+  "train.natural_every": 0,
+  "train.natural_groups": 1,
+  "train.natural_directions": 1,
+  "natural.iterations": 1,
+  "natural.groups": 1,
+  "natural.tries": 0,
   "evaluation.tasks": 0,
   "evaluation.seeds": 1,
   "evaluation.max_turns": 1,
@@ -61,6 +67,21 @@ def check(config: Any) -> None:
       raise errors.InputError(
         f"--config.{name}: {_get(config, name)}; expected at least {least}"
       )
+  for name in (
+    "train.natural_damping",
+    "natural.learning_rate",
+    "natural.max_kl",
+    "natural.damping",
+  ):
+    if not _get(config, name) > 0:
+      raise errors.InputError(
+        f"--config.{name}: {_get(config, name)}; expected above 0"
+      )
+  if (config.optimizer, config.method) == ("natural", "sft"):
+    raise errors.InputError(
+      "--config.optimizer: natural, with method sft; expected adam, or"
+      " --config.method=pivotrl"
+    )
   if not 0 < config.pivots.threshold <= 1:
     raise errors.InputError(
       f"--config.pivots.threshold: {config.pivots.threshold}; expected a"

@@ -62,7 +62,7 @@ STAGES = {
     "train": (
         "pivotrl_jax.train.loop:run",
         ("data", "model", "rollout", "verifier", "reward", "seed", "method",
-         "optimizer", "train", "sft", "warm_start"),
+         "optimizer", "natural", "train", "sft", "warm_start"),
         ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl",
          "warm_start"),
         ("export", "metrics.jsonl"),
