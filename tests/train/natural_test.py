@@ -5,7 +5,7 @@ import functools
 import chex
 import flax.linen as nn
 import jax
-import jax.flatten_util
+from jax.flatten_util import ravel_pytree as ravel
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -50,77 +50,95 @@ def _batch(rewards=REWARDS, **layout):
   )
 
 
-def _state():
+@functools.cache
+def _params():
   params = nn.unbox(qwen3.init_params(SMALL, jax.random.key(0)))
   # Wider than the 0.02 of the initializer: scores of some size.
-  params = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, params)
-  return state_lib.create(params, optax.identity())
+  return jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, params)
 
 
-def _log_probs_fn(model=MODEL):
+def _state():
+  return state_lib.create(_params(), optax.identity())
+
+
+def _log_probs_fn(model):
   return functools.partial(
     step_lib.policy_log_probs, model, chunk=16, temperature=0.7
   )
 
 
-def _step(model=MODEL, **options):
+def _loss_fn(model):
   return functools.partial(
-    natural.train_step,
-    loss_fn=functools.partial(
-      step_lib.grpo_loss, log_probs_fn=_log_probs_fn(), clip_low=0.2,
+      step_lib.grpo_loss, log_probs_fn=_log_probs_fn(model), clip_low=0.2,
       clip_high=0.2, kl="k3", kl_coef=0.0, loss_norm="token",
       importance_cap=0.0, importance_floor=0.0,
-    ),
-    **KNOBS | {"model": model},
-    **{
-      "learning_rate": 1.0, "damping": 0.1, "iterations": 6, "max_kl": 1e-3,
-      "tries": 5,
-    } | options,
   )  # fmt: skip
 
 
-def _probe(model=MODEL):
-  return functools.partial(
-    natural.project, log_probs_fn=_log_probs_fn(model), seed=3, directions=8
+DEFAULTS = {
+  "learning_rate": 1.0,
+  "damping": 0.1,
+  "iterations": 6,
+  "max_kl": 1e-3,
+  "tries": 5,
+}
+
+
+def _both(state, batch, axis_name=None, *, model, knobs):
+  """A measurement and a step, in one program."""
+  state, _, rows = natural.project(
+    state, batch.rows, log_probs_fn=_log_probs_fn(model), seed=3, directions=8
   )
+  state, metrics, _ = natural.train_step(
+    state, batch, loss_fn=_loss_fn(model), **KNOBS | {"model": model}, **knobs,
+    axis_name=axis_name,
+  )  # fmt: skip
+  return state, metrics, rows
+
+
+_jitted = jax.jit(
+  lambda state, batch, knobs: _both(state, batch, model=MODEL, knobs=knobs)
+)
+
+
+def _run(state, batch, **options):
+  """`_both` on one device; one program whatever the options."""
+  return _jitted(state, batch, DEFAULTS | options)
+
+
+_group_norms = jax.jit(
+  functools.partial(natural_log.group_norms, damping=1.0, estimator="grpo")
+)
 
 
 def _norms(rows, places, rewards=REWARDS):
   found = np.asarray(rows["projections"]).reshape(-1, 8)[places]
-  return natural_log.group_norms(
-    found.reshape(*rewards.shape, 8), rewards, damping=1.0, estimator="grpo"
-  )
+  return _group_norms(found.reshape(*rewards.shape, 8), rewards)
 
 
 def _flat(tree):
   return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
 
 
-def _both(state, batch, axis_name=None):
-  """A measurement and a step, in one program."""
-  state, _, rows = _probe()(state, batch.rows)
-  state, metrics, _ = _step()(state, batch, axis_name=axis_name)
-  return state, metrics, rows
-
-
-def _spread(wrap, **layout):
-  """How far a step moves, its metrics, and norms; `wrap(_both)` takes it."""
-  run, state = wrap(_both)
-  before = jax.device_get(state.params)
-  after, metrics, rows = run(state, _batch(**layout))
-  moved = jax.tree.map(jnp.subtract, jax.device_get(after.params), before)
-  _, places = batches.pack(_rows(REWARDS), **layout)
-  return moved, metrics, _norms(rows, places)
+def _moved(before, after):
+  """What a step did to the parameters."""
+  before, after = (jax.device_get(x.params) for x in (before, after))
+  return jax.tree.map(np.subtract, after, before)
 
 
 @functools.cache
 def _reference():
-  return _spread(lambda step: (jax.jit(step), _state()))
+  """Updates, metrics and norms of one device and one micro-batch."""
+  state = _state()
+  after, metrics, rows = _run(state, _batch())
+  _, places = batches.pack(_rows(REWARDS))
+  return _moved(state, after), metrics, _norms(rows, places)
 
 
 def _on_mesh(model_parallel):
-  mesh = parallel.mesh(model_parallel)
-  return lambda step: parallel.sharded(step, _state(), SMALL, mesh)
+  return lambda step: parallel.sharded(
+    step, _state(), SMALL, parallel.mesh(model_parallel)
+  )
 
 
 @pytest.mark.parametrize(
@@ -131,23 +149,21 @@ def _on_mesh(model_parallel):
     (_on_mesh(1), {"multiple_of": 8}),
     (_on_mesh(2), {"multiple_of": 8}),
   ],
-  ids=["3 micro-batches", "pmap", "8 x 1", "4 x 2"],
+  ids=["accumulated", "pmap", "8 x 1", "4 x 2"],
 )
 def test_one_step_however_it_is_spread(wrap, layout):
+  """And by another body of attention, which compiles faster."""
   assert jax.device_count() == 8
+  model = qwen3.Qwen3(SMALL, attention="dense")
+  run, state = wrap(functools.partial(_both, model=model, knobs=DEFAULTS))
+  after, metrics, rows = run(state, _batch(**layout))
+  _, places = batches.pack(_rows(REWARDS), **layout)
   want = _reference()
   assert float(optax.tree.norm(want[0])) > 0.01
   chex.assert_trees_all_close(
-    _spread(wrap, **layout), want, atol=1e-5, rtol=1e-4
-  )
-
-
-def test_whatever_computes_attention():
-  model = qwen3.Qwen3(SMALL, attention="pallas")
-  state, batch = _state(), _batch()
-  after, _, _ = jax.jit(_step(model))(state, batch)
-  moved = jax.tree.map(jnp.subtract, after.params, state.params)
-  chex.assert_trees_all_close(moved, _reference()[0], atol=1e-5, rtol=1e-4)
+    (_moved(_state(), after), metrics, _norms(rows, places)),
+    want, atol=1e-5, rtol=1e-4,
+  )  # fmt: skip
 
 
 def test_the_fisher_matrix_is_the_hessian_of_the_measured_kl():
@@ -170,49 +186,57 @@ def test_the_fisher_matrix_is_the_hessian_of_the_measured_kl():
     weights = step_lib.token_weights(micro)
     return (found * weights).sum() / weights.sum()
 
+  @jax.jit
+  def products():
+    ours = natural._fisher_product(
+      params, batch, vector, **KNOBS, axis_name=None
+    )
+    far = jax.tree.map(lambda p, v: p + 1e-2 * v, params, vector)
+    measured = natural.mean_kl(params, far, batch, **KNOBS)
+    return jax.jvp(jax.grad(kl), (params,), (vector,))[1], ours, measured
+
   assert len(batch.mask) == 1
-  want = jax.jvp(jax.grad(kl), (params,), (vector,))[1]
-  got = natural._fisher_product(params, batch, vector, **KNOBS, axis_name=None)
+  want, got, measured = products()
   size = float(optax.tree.norm(want))
   chex.assert_trees_all_close(got, want, atol=1e-4 * size)
-  measured = natural.mean_kl(
-    params, jax.tree.map(lambda p, v: p + 1e-2 * v, params, vector), batch,
-    **KNOBS,
-  )  # fmt: skip
   # The KL of a small step is half its curvature.
   half = 0.5e-4 * float(optax.tree.vdot(vector, got))
   assert float(measured) == pytest.approx(half, rel=0.1)
 
 
+@functools.cache
+def _fisher(part):
+  """`[P, P]` undamped, of "rows" or of "fisher"."""
+  params = _state().params
+  batch, unflat = getattr(_batch(), part), ravel(params)[1]
+
+  @jax.jit
+  def row(vector):
+    return _flat(
+      natural._fisher_product(
+        params, batch, unflat(vector), **KNOBS, axis_name=None
+      )
+    )
+
+  size = sum(x.size for x in jax.tree.leaves(params))
+  return np.asarray(jax.lax.map(row, jnp.eye(size)), np.float64)
+
+
 def test_the_step_solves_the_damped_equations():
   state, batch = _state(), _batch()
-  after, metrics, _ = jax.jit(
-    _step(iterations=200, damping=0.3, max_kl=10.0, learning_rate=1e-2)
-  )(state, batch)
-  knobs = KNOBS | {"axis_name": None}
-  leaves, treedef = jax.tree.flatten(state.params)
-  ends = np.cumsum([x.size for x in leaves])
-
-  def fisher(v):
-    parts = jnp.split(v, ends[:-1])
-    tree = treedef.unflatten(
-      [p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)]
-    )
-    return _flat(
-      natural._fisher_product(state.params, batch.fisher, tree, **knobs)
-    )
-
-  matrix = np.asarray(jax.lax.map(jax.jit(fisher), jnp.eye(ends[-1])))
-  grads, _, _ = step_lib.gradients(
-    state.params, batch.rows, loss_fn=_step().keywords["loss_fn"]
+  after, metrics, _ = _run(
+    state, batch, iterations=200, damping=0.3, max_kl=10.0, learning_rate=1e-2
   )
-  g = np.asarray(_flat(grads), np.float64)
+  grads, _, _ = jax.jit(
+    functools.partial(step_lib.gradients, loss_fn=_loss_fn(MODEL))
+  )(state.params, batch.rows)
+  g, matrix = np.asarray(_flat(grads), np.float64), _fisher("fisher")
   ridge = 0.3 * (g @ matrix @ g) / (g @ g)
   want = np.linalg.solve(matrix + ridge * np.eye(len(g)), g)
-  moved = _flat(jax.tree.map(jnp.subtract, after.params, state.params))
   np.testing.assert_allclose(
-    moved, -1e-2 * want, atol=2e-3 * np.abs(1e-2 * want).max()
-  )
+    _flat(_moved(state, after)), -1e-2 * want,
+    atol=2e-3 * np.abs(1e-2 * want).max(),
+  )  # fmt: skip
   np.testing.assert_allclose(
     metrics["natural_norm"], np.sqrt(g @ want), rtol=1e-3
   )
@@ -221,25 +245,24 @@ def test_the_step_solves_the_damped_equations():
 def test_groups_without_variance_do_not_move_a_bit():
   state = _state()
   alike = np.repeat(REWARDS[:, :1], 4, axis=1)
-  after, metrics, _ = jax.jit(_step())(state, _batch(alike))
+  after, metrics, rows = _run(state, _batch(alike))
   chex.assert_trees_all_equal(after.params, state.params)
   for name in ("update_norm", "natural_norm", "natural_kl_measured"):
     assert float(metrics[name]) == 0.0
+  _, places = batches.pack(_rows(alike))
+  for found in _norms(rows, places, alike).values():
+    np.testing.assert_array_equal(found, np.zeros(4))
 
 
 def test_the_measured_kl_stays_in_the_trust_region():
-  # A Fisher matrix with next to no damping and one CG step knows little of
-  # the curvature of the other groups: the model's KL is too small.
-  state = _state()
-  step = jax.jit(_step(damping=1e-3, max_kl=0.05, learning_rate=1e3))
-  after, metrics, _ = step(state, _batch())
-  kl = natural.mean_kl(state.params, after.params, _batch().rows, **KNOBS)
-  assert 0 < float(kl) <= 0.05
-  np.testing.assert_allclose(metrics["natural_kl_measured"], kl, rtol=1e-3)
-  assert float(metrics["natural_share"]) < 1.0
+  # The Fisher matrix is of half the groups and next to undamped: it knows
+  # little of the curvature of the others, so that the KL passes its model's.
+  state, far = _state(), {"damping": 1e-3, "max_kl": 0.05, "learning_rate": 1e3}
+  after, metrics, _ = _run(state, _batch(), **far)
+  assert 0 < float(metrics["natural_kl_measured"]) <= 0.05
+  assert 0 < float(metrics["natural_share"]) < 1.0
   # Not allowed a shorter step, it takes none.
-  step = jax.jit(_step(damping=1e-3, max_kl=0.05, learning_rate=1e3, tries=0))
-  after, metrics, _ = step(state, _batch())
+  after, metrics, _ = _run(state, _batch(), tries=0, **far)
   chex.assert_trees_all_equal(after.params, state.params)
   assert float(metrics["natural_share"]) == 0.0
 
@@ -247,13 +270,13 @@ def test_the_measured_kl_stays_in_the_trust_region():
 def _scores(state, batch):
   """`[N, P]` exact scores of a batch of one micro-batch, row after row."""
   micro = jax.tree.map(lambda x: x[0], batch)
-  fn = _log_probs_fn()
+  fn = _log_probs_fn(MODEL)
 
   def log_probs(params):
     found = jnp.where(micro.mask > 0, fn(params, micro)[0], 0.0)
     return found.sum(-1).reshape(-1)
 
-  jacobian = jax.jacrev(log_probs)(state.params)
+  jacobian = jax.jit(jax.jacrev(log_probs))(state.params)
   return np.concatenate(
     [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(jacobian)], 1
   )
@@ -271,9 +294,8 @@ def test_logged_norms_are_near_the_exact_ones():
     ridge = np.trace(gram) / 4 * np.eye(4)
     exact.append(np.sqrt(adv @ gram @ np.linalg.solve(gram + ridge, adv) / 4))
   found = []
-  probe = jax.jit(_probe())
   for index in range(32):
-    rows = probe(state.replace(step=jnp.int32(index)), batch)[2]
+    rows = _run(state.replace(step=jnp.int32(index)), _batch())[2]
     found.append(_norms(rows, places)["norm"])
   found = np.array(found)
   # From 8 directions a group's norm spreads by a tenth; no bias is left.
@@ -302,12 +324,5 @@ def test_the_trap_of_fewer_rows_than_parameters():
     np.testing.assert_allclose(got, rms, rtol=1e-3)
     np.testing.assert_allclose(along, adv, atol=1e-2)
   # The Fisher matrix of the step has other rows: not so.
-  fvp = functools.partial(
-    natural._fisher_product, state.params, batch, **KNOBS, axis_name=None
-  )
-  unflat = jax.flatten_util.ravel_pytree(state.params)[1]
-  matrix = np.asarray(
-    jax.lax.map(lambda v: _flat(fvp(unflat(v))), jnp.eye(scores.shape[1]))
-  )
-  _, along = norm(scores.astype(np.float64), matrix.astype(np.float64))
+  _, along = norm(scores.astype(np.float64), _fisher("rows"))
   assert np.abs(along - adv).max() > 0.3
