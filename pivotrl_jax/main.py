@@ -169,11 +169,11 @@ def main(_) -> None:
       f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
     )
   config_check.check(_CONFIG.value)
-  _keep_programs()
+  keep_programs()
   run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
 
 
-def _keep_programs():
+def keep_programs():
   """Compiled programs stay on disk between runs; JAX's own variables win."""
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   for name, value in (

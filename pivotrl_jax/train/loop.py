@@ -46,7 +46,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """pivots.jsonl -> checkpoints/, metrics.jsonl, tb/, export/."""
   policy = policy_lib.starting(config, workdir)
   t = config.train
-  tx = _optimizer(config)
+  tx = optimizer(config)
   state = state_lib.create(policy.params, tx)
   with (
     checkpoints.Checkpoints(
@@ -81,7 +81,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   )
 
 
-def _optimizer(config):
+def optimizer(config: Any) -> optax.GradientTransformation:
   """Adam; a natural step keeps nothing of the steps before it."""
   if config.optimizer == "natural":
     return optax.identity()

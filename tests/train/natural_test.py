@@ -14,6 +14,7 @@ import pytest
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import natural_gradient
 from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import natural
 from pivotrl_jax.train import natural_log
 from pivotrl_jax.train import parallel
@@ -58,7 +59,8 @@ def _params():
 
 
 def _state():
-  return state_lib.create(_params(), optax.identity())
+  # Copies: a sharded step is given what it takes.
+  return state_lib.create(jax.tree.map(jnp.array, _params()), optax.identity())
 
 
 def _log_probs_fn(model):
@@ -265,6 +267,18 @@ def test_the_measured_kl_stays_in_the_trust_region():
   after, metrics, _ = _run(state, _batch(), tries=0, **far)
   chex.assert_trees_all_equal(after.params, state.params)
   assert float(metrics["natural_share"]) == 0.0
+
+
+def test_a_checkpoint_is_all_there_is(tmp_path):
+  state, batch = _state(), _batch()
+  first, _, _ = _run(state, batch)
+  with checkpoints.Checkpoints(tmp_path, keep=1) as saved:
+    saved.save(1, first)
+  with checkpoints.Checkpoints(tmp_path, keep=1) as saved:
+    resumed = saved.restore_latest(_state())
+  chex.assert_trees_all_equal(
+    _run(resumed, batch)[0].params, _run(first, batch)[0].params
+  )
 
 
 def _scores(state, batch):
