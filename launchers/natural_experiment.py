@@ -169,20 +169,6 @@ def _profiles(world):
   return list(records.read_profiles(world.path / "profiles.jsonl"))
 
 
-def _pack(actions, prompts, advantages, shape):
-  """Actions as rows: every token weighs 1, hence an action's log-prob."""
-  return batches.pack(
-    batches.Rows(
-      prompts=prompts,
-      actions=[a.ids for a in actions],
-      weights=[np.ones(len(a.ids), np.float32) for a in actions],
-      advantages=np.asarray(advantages, np.float32).reshape(-1),
-      sampler_log_probs=[a.log_probs for a in actions],
-    ),
-    shape,
-  )
-
-
 def gain(world: World) -> list[dict[str, float]]:
   """A small natural step at one turn, and what it does to fresh actions.
 
@@ -239,22 +225,26 @@ def _gain_of(world, turn, shapes, step, score, state):
     grpo.advantages(jnp.asarray(groups), estimator="grpo")
   ).reshape(-1)
 
-  def packed(actions, advantages):
-    prompts = [turn.prompt] * len(actions)
-    return _pack(actions, prompts, advantages, shapes[len(actions)])
+  def packed(group):
+    return batches.pack(
+      natural_log.score_rows([group]), shapes[len(group.completions)]
+    )
 
-  rows = group.completions
-  part = rows[: sizes.gain_fisher]
+  part = dataclasses.replace(
+    group, completions=group.completions[: sizes.gain_fisher]
+  )
+  rows = dataclasses.replace(
+    natural_log.score_rows([group]), advantages=advantages
+  )
   batch = natural.NaturalBatch(
-    packed(rows, advantages)[0],
-    packed(part, advantages[: len(part)])[0],
+    batches.pack(rows, shapes[len(advantages)])[0], packed(part)[0]
   )
   # The Fisher matrix of a step is a token's: an action's is as many times it.
-  length = float(np.mean([len(a.ids) for a in part]))
+  length = float(np.mean([len(c.ids) for c in part.completions]))
   unit = 0.05
   after, metrics, _ = step(state, batch, unit / length)
   taken = float(metrics["natural_scale"] * metrics["natural_share"]) * length
-  held, places = packed(fresh.completions, np.zeros(len(fresh.completions)))
+  held, places = packed(fresh)
   before, then = (
     np.where(held.mask > 0, score(s.params, held), 0.0)
     .sum(-1)
@@ -284,11 +274,8 @@ def variance(world: World) -> list[dict[str, float]]:
   ]
   turns = world.turns(ids)
   groups = world.roll_out(turns, _GROUP, "variance")
-  batch, places = _pack(
-    [c for g in groups for c in g.completions],
-    [g.turn.prompt for g in groups for _ in range(_GROUP)],
-    np.zeros(count * _GROUP),
-    world.plan(turns, _GROUP),
+  batch, places = batches.pack(
+    natural_log.score_rows(groups), world.plan(turns, _GROUP)
   )
   probe = functools.partial(
     natural.project, log_probs_fn=world.log_probs_fn, seed=world.config.seed,

@@ -162,16 +162,12 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     config,
     other_turns,
     probe=probe,
-    pack=functools.partial(
-      _pack,
-      config,
-      shape=plan(
-        [
-          step[:count] + others[i * count :][:count]
-          for i, step in enumerate(planned)
-        ],
-        turns + other_turns,
-      ),
+    shape=plan(
+      [
+        step[:count] + others[i * count :][:count]
+        for i, step in enumerate(planned)
+      ],
+      turns + other_turns,
     ),
     roll_out=functools.partial(roll_out, stage="natural"),
   )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pivotrl_jax import types
+from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.losses import natural_gradient
@@ -16,7 +16,6 @@ from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import sft
 
 Scalars = dict[str, float]
-Pair = tuple[types.Trajectory, types.Candidate]
 
 
 def random_turns(config: Any, workdir: pathlib.Path) -> list[str]:
@@ -42,7 +41,7 @@ class NaturalLog:
     config: the run's.
     turns: `random_turns`, rendered.
     probe: `natural.project`, wrapped as the step is.
-    pack: groups -> batch, and where each row stands in it.
+    shape: of the batches it measures.
     roll_out: (turns, step index) -> groups, by the step's policy.
   """
 
@@ -52,13 +51,13 @@ class NaturalLog:
     turns: Sequence[rollouts.Turn],
     *,
     probe: Callable[..., Any],
-    pack: Callable[..., Any],
+    shape: batches.Shape,
     roll_out: Callable[..., Any],
   ):
     self._every = config.train.natural_every
     self._count = config.train.natural_groups
     self._turns = turns
-    self._probe, self._pack, self._roll_out = probe, pack, roll_out
+    self._probe, self._shape, self._roll_out = probe, shape, roll_out
     self._norms = jax.jit(
       functools.partial(
         group_norms,
@@ -114,12 +113,26 @@ class NaturalLog:
     rewards = np.array([g.rewards for g in groups], np.float32)
     mixed = np.flatnonzero(np.ptp(rewards, axis=1) > 0)
     mixed = mixed if len(mixed) else np.arange(1)
-    batch, places = self._pack([groups[i] for i in mixed], rewards[mixed])
+    batch, places = batches.pack(
+      score_rows([groups[i] for i in mixed]), self._shape
+    )
     state, _, rows = self._probe(state, batch)
     found = jax.device_get(rows["projections"]).reshape(-1, self._directions)
     projections = np.zeros((*rewards.shape, self._directions), np.float32)
     projections[mixed] = found[places].reshape(projections[mixed].shape)
     return state, jax.device_get(self._norms(projections, rewards))
+
+
+def score_rows(groups: Sequence[rollouts.Group]) -> batches.Rows:
+  """The actions of groups, for their log-probs alone: no advantages."""
+  completions = [c for g in groups for c in g.completions]
+  return batches.Rows(
+    prompts=[g.turn.prompt for g in groups for _ in g.completions],
+    actions=[c.ids for c in completions],
+    weights=[np.ones(len(c.ids), np.float32) for c in completions],
+    advantages=np.zeros(len(completions), np.float32),
+    sampler_log_probs=[c.log_probs for c in completions],
+  )
 
 
 def group_norms(
