@@ -29,6 +29,7 @@ def _start(workdir, cache):
           "--config=configs/swe.py:tiny", f"--workdir={workdir}",
           "--config.profile.trajectories_per_batch=2",
           "--config.train.save_every=1", "--config.select=random",
+          "--config.train.natural_every=2",  # Of three steps the 1st and 3rd.
           "--config.evaluation.tasks=2", "--config.evaluation.questions=2",
           "--config.evaluation.max_turns=2",
       ],
