@@ -148,12 +148,12 @@ def main(_) -> None:
   config_check.check(_CONFIG.value, default)
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
     policy_lib.check(_CONFIG.value)
-  _keep_programs()
+  keep_programs()
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   run(_CONFIG.value, workdir, names, _REDO.value)
 
 
-def _keep_programs():
+def keep_programs() -> None:
   """Compiled programs stay on disk between runs; JAX's own variables win."""
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   for name, value in (

@@ -110,7 +110,8 @@ STAGES = {
     "pivotrl_jax.train.loop:run",
     config=(
       "data.reasoning", "data.empty_thinking", "model", "rollout", "verifier",
-      "reward", "seed", "method", "optimizer", "train", "warm_start.steps",
+      "reward", "seed", "method", "optimizer", "natural", "train",
+      "warm_start.steps",
     ),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "pivots.jsonl", "warm_start",
@@ -177,7 +178,9 @@ HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
-    "train.micro_batches", "train.parallel", "train.save_every",
+    "train.micro_batches", "train.natural_damping", "train.natural_directions",
+    "train.natural_every", "train.natural_groups", "train.parallel",
+    "train.save_every",
     "train.watch_actions", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
@@ -349,6 +352,11 @@ def _idle(config, name):
     idle.append("verifier.judge")
   if config.reward == "strict":
     idle.append("verifier.name")
+  if config.optimizer == "natural":
+    idle += ["train.learning_rate", "train.warmup_steps",
+             "train.weight_decay", "train.clip_norm"]  # fmt: skip
+  else:
+    idle.append("natural")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start"):

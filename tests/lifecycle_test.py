@@ -33,7 +33,7 @@ ARTIFACTS = (
 
 OVERRIDES = {
   "profile.trajectories_per_batch": 2, "train.save_every": 1,
-  "select": "random", "evaluation.tasks": 2, "evaluation.questions": 2,
+  "select": "random", "train.natural_every": 2, "evaluation.tasks": 2, "evaluation.questions": 2,
   "evaluation.max_turns": 2,
 }  # fmt: skip
 
