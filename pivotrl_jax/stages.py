@@ -340,7 +340,7 @@ def _idle(config, name):
     idle.append("verifier.name")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
-  elif name != "warm_start":
+  elif name not in ("candidates", "warm_start"):
     idle.append("model.path")  # Its contents count by what was made of them.
   if config.data.format == "world":
     idle += ["data.path", "data.tools"]

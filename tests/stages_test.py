@@ -52,6 +52,8 @@ def test_a_warm_start_counts_by_what_it_made():
   assert stages.needs(on, "profile") == ("import", "candidates", "warm_start")
   assert "model.path" in stages.given(off, "profile")
   assert "model.path" not in stages.given(on, "profile")
+  # Turns are counted by the tokenizer that is given.
+  assert "model.path" in stages.given(on, "candidates")
   other = _config(**{"warm_start.steps": 3, "warm_start.learning_rate": 1.0})
   assert stages.given(on, "profile") == stages.given(other, "profile")
   assert stages.lineage(on, "profile") != stages.lineage(other, "profile")

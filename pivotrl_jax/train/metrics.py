@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 
+from absl import logging
 import tensorboardX
 
 from pivotrl_jax.data import records
@@ -41,6 +42,11 @@ class MetricWriter:
         row = records.decode(line, place)
         if records.field(row, "step", int, place) <= step:
           kept.append(row)
+    steps = [row["step"] for row in kept]
+    if steps and steps != list(range(steps[0], step + 1)):
+      logging.warning(
+        "%s: rows of steps before %d are missing", self._path, step + 1
+      )
     records.write_jsonl(self._path, kept)
     self._file = open(self._path, "a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
