@@ -140,6 +140,7 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
     "bad": {"fails": 2},
     "dies": {"fails": 3},
     "killed": {"until": "/never"},
+    "leaves": {"leaves": "train"},
     "good": {"seed": 3},
   }
   launcher = _start(tmp_path, runs, "--tries=2")
@@ -151,6 +152,8 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
   lines = {line.split()[0]: line for line in table.splitlines()[1:-1]}
   assert "--config.fails: asked to" in lines["bad"]
   assert "killed by SIGKILL" in lines["killed"]
+  assert lines["leaves"].split()[1] == "stopped"
+  assert "train is not complete" in lines["leaves"]
   assert lines["good"].split()[1] == "done"
   # Bad input is not tried again; what dies is, as often as was asked.
   starts = {
@@ -160,7 +163,7 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
     )
     for name in runs
   }
-  assert starts == {"bad": 1, "dies": 2, "killed": 2, "good": 1}
+  assert starts == {"bad": 1, "dies": 2, "killed": 2, "leaves": 2, "good": 1}
   assert _columns(_status(tmp_path)) == _columns(table)
   index = {row.job.name: row for row in root_lib.read(tmp_path)}
   assert index["bad"].status.state == "failed"
