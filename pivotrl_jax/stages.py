@@ -162,7 +162,8 @@ _SFT = dataclasses.replace(
     "train.learning_rate", "train.warmup_steps", "train.weight_decay",
     "train.clip_norm", "train.steps", "train.init", "warm_start.steps",
   ),
-  but=("rollout",),  # What is watched is sampled by it.
+  # What is watched is sampled by one, and measured by the other.
+  but=("rollout", "train.min_std"),
   inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
 )  # fmt: skip
 
