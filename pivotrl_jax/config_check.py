@@ -286,7 +286,7 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
   yield (
     (config.optimizer, config.method) == ("natural", "sft"),
     "optimizer",
-    "adam, or method=pivotrl with it",
+    "adam where method=sft",
   )
   yield (
     t.importance_floor > 0 and not t.importance_cap,
