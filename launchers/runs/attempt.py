@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 
-from absl import app
 from absl import flags
 
 # Runs from a checkout as it is.
@@ -189,4 +188,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_FLAGS)
+  try:
+    main(_FLAGS(sys.argv))
+  except flags.Error as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -281,23 +281,30 @@ def test_a_checkpoint_is_all_there_is(tmp_path):
 
 
 def _scores(state, batch):
-  """`[N, P]` exact scores of a batch of one micro-batch, row after row."""
-  micro = jax.tree.map(lambda x: x[0], batch)
+  """`[M * B * N, P]` exact scores of a batch, row after row."""
   fn = _log_probs_fn(MODEL)
 
-  def log_probs(params):
-    found = jnp.where(micro.mask > 0, fn(params, micro)[0], 0.0)
-    return found.sum(-1).reshape(-1)
-
   @jax.jit
-  def scores(params):
+  def scores(params, micro):
+    def log_probs(params):
+      found = jnp.where(micro.mask > 0, fn(params, micro)[0], 0.0)
+      return found.sum(-1).reshape(-1)
+
     found, pullback = jax.vjp(log_probs, params)
     # One by one: what is transposed by hand has no rule for batches.
     return jax.lax.map(lambda row: pullback(row)[0], jnp.eye(len(found)))
 
-  jacobian = scores(state.params)
+  found = [
+    scores(state.params, jax.tree.map(lambda x, m=m: x[m], batch))
+    for m in range(len(batch.mask))
+  ]
   return np.concatenate(
-    [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(jacobian)], 1
+    [
+      np.concatenate(
+        [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(part)], 1
+      )
+      for part in found
+    ]
   )
 
 
