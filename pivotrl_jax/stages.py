@@ -48,11 +48,11 @@ class Stage:
 # What both policies are evaluated with.
 _EVALUATION = (
   "data.max_prompt_tokens", "data.reasoning", "domain", "model", "rollout",
-  "evaluation", "seed", "warm_start.steps",
+  "evaluation", "seed",
 )  # fmt: skip
 _NOT_EVALUATION = (
   "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-  "rollout.temperature",
+  "rollout.temperature", "data.empty_thinking",
 )  # fmt: skip
 
 STAGES = {
@@ -93,7 +93,7 @@ STAGES = {
     ),
     but=(
       "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-      "warm_start.learning_rate", "pivots.min_std",
+      "warm_start.learning_rate", "pivots.min_std", "data.empty_thinking",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
     outputs=("profiles.jsonl",),
@@ -124,7 +124,7 @@ STAGES = {
   ),
   "baseline": Stage(
     "pivotrl_jax.evaluation.evaluate:run_base",
-    config=_EVALUATION,
+    config=(*_EVALUATION, "warm_start.steps"),
     but=_NOT_EVALUATION,
     inputs=("warm_start",),
     outputs=("base_evals.jsonl",),
@@ -132,7 +132,7 @@ STAGES = {
   "evaluate": Stage(
     "pivotrl_jax.evaluation.evaluate:run",
     config=_EVALUATION,
-    but=_NOT_EVALUATION,
+    but=(*_NOT_EVALUATION, "model.path"),
     inputs=("export", "base_evals.jsonl"),
     outputs=("evals.jsonl",),
   ),
