@@ -159,7 +159,7 @@ def _embedded(domain):
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,
     log_every=5,
-    natural_every=10,  # Steps between two natural-gradient norms; 0 = never.
+    natural_every=20,  # Steps between two natural-gradient norms; 0 = never.
     natural_groups=4,  # Groups measured then, and as many at random turns.
     natural_directions=8,  # Random directions of their scores.
     natural_damping=1.0,  # Of their Fisher matrix, in its mean eigenvalue.
