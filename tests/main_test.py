@@ -52,7 +52,7 @@ def _one_line(done, *parts):
          ["model.attention", "cpu", "float32", "bfloat16"]),
         (["--config.optimizer=sgd"], ["optimizer", "'sgd'", "natural"]),
         (["--config.optimizer=natural", "--config.method=sft"],
-         ["optimizer", "'natural'", "adam", "method=pivotrl"]),
+         ["optimizer", "'natural'", "adam", "method=sft"]),
         (["--config.natural.max_kl=0"], ["natural.max_kl", "0", "above 0"]),
         (["--config.rollout.group_size=1"], ["group_size", "1", "at least 2"]),
         (["--config.data.path=/nowhere", "--config.data.format=auto"],
