@@ -65,6 +65,7 @@ def _embedded(domain):
   """Mini policy, this machine's CPU, at most ten minutes on two cores."""
   config = config_dict.ConfigDict()
   config.domain = domain  # tau | swe | terminal | search.
+  config.world = ""  # Of envs/worlds.py; "" = the domain's own.
   config.seed = 0  # Every draw is a function of it.
   config.method = "pivotrl"  # What `train` does: pivotrl | sft.
   config.select = "difficult"  # difficult | mixed | random.
@@ -72,9 +73,9 @@ def _embedded(domain):
   config.optimizer = "adam"  # adam | natural (pivotrl only).
   config.data = _section(
     format="auto",  # world | auto | a format of data/importers.
-    path="",  # File or folder of trajectories; .gz and .zst too.
+    path="",  # File or folder of trajectories; it goes before a world.
     tools="",  # JSON file of schemas, for trajectories that come without.
-    trajectories=0,  # Most to take; 0 = all.
+    trajectories=0,  # Most to take; 0 = all, of a world 100.
     successful_only=True,  # Failed trajectories are no demonstrations.
     max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
     reasoning="keep",  # Which turns have theirs: keep | last | drop.

@@ -1,4 +1,4 @@
-"""Conversational tool use. Recorded trajectories: give --config.data.path."""
+"""Conversational tool use. The embedded default: the mini tau world."""
 
 from ml_collections import config_dict
 
@@ -8,4 +8,7 @@ from configs import common
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   config = common.base("tau", arg)
   config.verifier.single_step.word_count_similarity_threshold = 0.1
+  if not common.parse_arg(arg)["paper"]:
+    config.data.format = "world"
+    config.evaluation.max_turns = 12
   return config

@@ -1,7 +1,7 @@
-"""Terminal agents. Recorded trajectories: give --config.data.path.
+"""Terminal agents. The embedded default: the mini terminal world.
 
 Replies in JSON (terminus) by default; for structured tool calls
-`--config.verifier.name=terminal_multi_harness`.
+`--config.world=terminal_calls --config.verifier.name=terminal_multi_harness`.
 """
 
 from ml_collections import config_dict
@@ -16,7 +16,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   config.verifier.terminus_judge.string_similarity_threshold = 0.9
   config.verifier.terminus_judge.check_twice_swap = True
   # A judge's word needs a judge: the paper's scale has one, at judge.url.
-  config.verifier.terminus_judge.enable_llm_judge = common.parse_arg(arg)[
-    "paper"
-  ]
+  paper = common.parse_arg(arg)["paper"]
+  config.verifier.terminus_judge.enable_llm_judge = paper
+  if not paper:
+    config.data.format = "world"
+    config.evaluation.max_turns = 10
   return config

@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from pivotrl_jax.chat import markers
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.evaluation import benchmarks
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
@@ -124,7 +124,7 @@ def _texts():
     markers=nothing,
   )
   for i in range(_EPISODES.value):
-    trajectory = swe_expert.demonstrate(i, "train", 1, poor=0.4)
+    trajectory = worlds.demonstrate("swe", i, "train", 1, poor=0.4)
     text = render.text(wrapped, trajectory.messages, trajectory.tools)
     for mark in (*SPECIAL, *MARKUP):
       text = text.replace(mark, "\n")

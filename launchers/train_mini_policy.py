@@ -32,7 +32,7 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
@@ -109,7 +109,7 @@ def encode(tokenizer, messages, tools):
 
 def play(path, poor, index):
   """One episode, encoded."""
-  trajectory = swe_expert.demonstrate(index, "train", 2, poor=poor)
+  trajectory = worlds.demonstrate("swe", index, "train", 2, poor=poor)
   return encode(_tokenizer(path), trajectory.messages, trajectory.tools)
 
 

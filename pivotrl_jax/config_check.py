@@ -19,6 +19,7 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
 from pivotrl_jax.verifiers import verify
 
@@ -94,6 +95,7 @@ _KEYS_BY_TOOL = Rule(
 
 RULES = {
   "domain": _one_of(*types.DOMAINS),
+  "world": _one_of("", *worlds.WORLDS),
   "seed": _whole(0),
   "method": _one_of("pivotrl", "sft"),
   "select": _one_of("difficult", "mixed", "random"),
@@ -218,6 +220,15 @@ RULES = {
   "evaluation.questions": _whole(0),
   "report.pivots": _whole(0),
 }
+# (World, verifier) of different actions -> what fits.
+_UNFIT = {
+  ("terminal", "terminal_multi_harness"): (
+    "terminus_judge, or --config.world=terminal_calls"
+  ),
+  ("terminal_calls", "terminus_judge"): (
+    "terminal_multi_harness, or --config.world=terminal"
+  ),
+}
 # Below the first, samples of a group are all but equal; at the second, rarely
 # different.
 _LEAST_TEMPERATURE, _LOW_TEMPERATURE = 0.01, 0.2
@@ -282,6 +293,17 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     "train.kl",
     "k2 or k3 where train.kl_coef is above 0: as a loss k1 has no gradient in"
     " the mean, noise alone",
+  )
+  world = worlds.of(config)
+  yield (
+    world is not None and worlds.WORLDS[world].DOMAIN != config.domain,
+    "world",
+    f"a world of the domain {config.domain}",
+  )
+  yield (
+    (world, v.name) in _UNFIT and config.reward == "functional",
+    "verifier.name",
+    _UNFIT.get((world, v.name), ""),
   )
   yield (
     (config.optimizer, config.method) == ("natural", "sft"),
@@ -491,8 +513,8 @@ def _check_verifier(config):
 def _check_paths(config):
   if config.data.format != "world" and not config.data.path:
     raise errors.InputError(
-      f"--config.data.path: not given, and {config.domain} has no embedded"
-      " world; expected a file or folder of trajectories"
+      "--config.data.path: not given; expected a file or folder of"
+      " trajectories, or --config.data.format=world"
     )
   for name in ("data.path", "model.path", "model.chat_template"):
     value = _get(config, name)

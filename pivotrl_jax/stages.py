@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.verifiers import verify
 
@@ -47,18 +48,18 @@ class Stage:
 
 # What both policies are evaluated with.
 _EVALUATION = (
-  "data.max_prompt_tokens", "data.reasoning", "domain", "model", "rollout",
-  "evaluation", "seed",
+  "data.max_prompt_tokens", "data.reasoning", "domain", "world", "model",
+  "rollout", "evaluation", "seed",
 )  # fmt: skip
 _NOT_EVALUATION = (
   "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-  "rollout.temperature", "data.empty_thinking",
+  "rollout.temperature", "data.empty_thinking", "data.format", "data.path",
 )  # fmt: skip
 
 STAGES = {
   "import": Stage(
     "pivotrl_jax.data.importers:run",
-    config=("data", "domain", "seed"),
+    config=("data", "domain", "world", "seed"),
     but=(
       "data.max_prompt_tokens", "data.successful_only", "data.reasoning",
       "data.empty_thinking",
@@ -362,10 +363,12 @@ def _idle(config, name):
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start"):
     idle.append("model.path")  # Its contents count by what was made of them.
-  if config.data.format == "world":
+  if worlds.of(config):
     idle += ["data.path", "data.tools"]
   elif name == "import":
-    idle.append("seed")
+    idle += ["seed", "world"]
+  elif name in ("baseline", "evaluate"):
+    idle += ["domain", "world"]
   return idle
 
 

@@ -81,7 +81,7 @@ def test_bad_flags(tmp_path, args, parts):
 @pytest.mark.parametrize(
     ("config", "part"),
     [("configs/none.py", "none.py"), ("configs/swe.py:huge", "huge"),
-     ("configs/swe.py:seed=x", "seed=x"), ("configs/tau.py", "data.path")],
+     ("configs/swe.py:seed=x", "seed=x"), ("configs/tau.py:paper", "data.path")],
 )  # fmt: skip
 def test_bad_config_files(tmp_path, config, part):
   _one_line(_run(tmp_path / "w", config=config), part)

@@ -6,7 +6,7 @@ the engine sees a batch. An episode's tokens are a function of its own seed.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 from pivotrl_jax import seeds as seeds_lib
 from pivotrl_jax import types
@@ -14,26 +14,7 @@ from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
-
-
-class Env(Protocol):
-  """A world: a module of pure functions. States carry `done`."""
-
-  TOOLS: tuple[dict[str, Any], ...]
-
-  def make_task(self, index: int, split: str) -> Any:
-    """The `index`-th task of "train" or "eval"; the splits share none."""
-
-  def reset(self, task: Any) -> tuple[Any, tuple[types.Message, ...]]:
-    """First state and messages."""
-
-  def step(
-    self, task: Any, state: Any, action: types.Action | types.ParseFailure
-  ) -> tuple[Any, tuple[types.Message, ...]]:
-    """Next state, and what the world answers."""
-
-  def success(self, task: Any, state: Any) -> bool:
-    """The final check."""
+from pivotrl_jax.envs import base as envs_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +37,7 @@ class Episode:
 def run_episodes(
   engine: base.Engine,
   tokenizer: tokenizer_lib.Tokenizer,
-  env: Env,
+  env: envs_base.Env,
   tasks: Sequence[Any],
   seeds: Sequence[int],
   *,

@@ -21,12 +21,9 @@ from pivotrl_jax.chat import render
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import episode
-from pivotrl_jax.envs import swe
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.pivots import rollouts
-
-WORLDS = {"swe": swe}
-
 
 BASE = "base_evals.jsonl"
 
@@ -69,21 +66,22 @@ def _evaluate(config, name, policy):
 
 def _prepare(config, policy, engine):
   """Readies the engine for episodes of any length, or else for questions."""
-  tasks = config.evaluation.tasks if config.domain in WORLDS else 0
+  tasks = config.evaluation.tasks if worlds.of(config) else 0
   count = max(tasks, config.evaluation.questions)
   if not count:
     return
-  longest = config.data.max_prompt_tokens if tasks else 1
+  longest = _longest(config) if tasks else 1
   engine.prepare(
     range(1, longest + 1), _sampling(config, policy), prompts=count, rows=1
   )
 
 
 def _world(config, policy, engine, seed):
-  """Rows of evals.jsonl from the domain's world; none where it has none."""
-  env = WORLDS.get(config.domain)
-  if env is None or not config.evaluation.tasks:
+  """Rows of evals.jsonl from the run's world; none with data of its own."""
+  name = worlds.of(config)
+  if name is None or not config.evaluation.tasks:
     return []
+  env = worlds.WORLDS[name]
   tasks = [env.make_task(i, "eval") for i in range(config.evaluation.tasks)]
   episodes = episode.run_episodes(
     engine,
@@ -96,12 +94,17 @@ def _world(config, policy, engine, seed):
     ],
     sampling=_sampling(config, policy),
     max_turns=config.evaluation.max_turns,
-    max_prompt_tokens=config.data.max_prompt_tokens,
+    max_prompt_tokens=_longest(config),
   )
   return [
-    _row(config.domain, task.id, seed, e.success, e.turns, e.tokens)
+    _row(name, task.id, seed, e.success, e.turns, e.tokens)
     for task, e in zip(tasks, episodes, strict=True)
   ]
+
+
+def _longest(config):
+  """Most tokens of a prompt in a world."""
+  return min(config.data.max_prompt_tokens, worlds.MAX_PROMPT_TOKENS)
 
 
 def _questions(config, policy, engine, seed):

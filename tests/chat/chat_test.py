@@ -15,7 +15,7 @@ from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import policy
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def tokenizer():
 
 
 def test_prefixes_of_an_episode_nest_and_actions_continue_them(tokenizer):
-  trajectory = swe_expert.demonstrate(3, "train", 0, poor=0.3)
+  trajectory = worlds.demonstrate("swe", 3, "train", 0, poor=0.3)
   prompts = []
   for i, message in enumerate(trajectory.messages):
     if message.role != "assistant":

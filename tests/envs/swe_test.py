@@ -5,7 +5,7 @@ import pytest
 from pivotrl_jax import types
 from pivotrl_jax.envs import sandbox
 from pivotrl_jax.envs import swe
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.evaluation import benchmarks
 
 
@@ -34,10 +34,10 @@ def test_the_bug_fails_and_the_mend_passes():
 
 
 def test_the_expert_solves_every_task_in_several_ways():
-  first = [swe_expert.demonstrate(i, "train", 0) for i in range(60)]
-  again = [swe_expert.demonstrate(i, "train", 1) for i in range(60)]
+  first = [worlds.demonstrate("swe", i, "train", 0) for i in range(60)]
+  again = [worlds.demonstrate("swe", i, "train", 1) for i in range(60)]
   assert all(t.success for t in first + again)
-  assert swe_expert.demonstrate(3, "train", 0) == first[3]
+  assert worlds.demonstrate("swe", 3, "train", 0) == first[3]
   turns = [
     (types.action_of(a), types.action_of(b))
     for x, y in zip(first, again, strict=True)
@@ -52,7 +52,8 @@ def test_the_expert_solves_every_task_in_several_ways():
 def test_a_poor_agent_fails_more():
   rates = [
     sum(
-      swe_expert.demonstrate(i, "train", 0, poor=p).success for i in range(60)
+      worlds.demonstrate("swe", i, "train", 0, poor=p).success
+      for i in range(60)
     )
     for p in (0.0, 0.3, 0.8)
   ]

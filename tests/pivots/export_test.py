@@ -5,7 +5,7 @@ import json
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import nemo_gym
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 from pivotrl_jax.pivots import candidates as candidates_lib
 from pivotrl_jax.pivots import export
 
@@ -29,7 +29,7 @@ def _write(workdir, trajectories, keep):
 
 
 def test_rows_are_valid_and_hold_the_pivot(tmp_path):
-  trajectory = swe_expert.demonstrate(0, "train", 0)
+  trajectory = worlds.demonstrate("swe", 0, "train", 0)
   candidates = _write(tmp_path, [trajectory], lambda c: c.turn != 1)
   export.run(None, tmp_path)
   rows = [
@@ -61,7 +61,7 @@ def test_terminus_rows_carry_answer_and_harness(tmp_path):
 
 
 def test_what_gym_refuses_is_skipped_with_its_reason(tmp_path):
-  trajectory = swe_expert.demonstrate(1, "train", 0)
+  trajectory = worlds.demonstrate("swe", 1, "train", 0)
   trajectory = types.Trajectory(
     **{**vars(trajectory), "tools": trajectory.tools[:1]}
   )

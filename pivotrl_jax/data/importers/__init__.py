@@ -47,7 +47,7 @@ from pivotrl_jax.data.importers import tau2
 from pivotrl_jax.data.importers import tau_bench
 from pivotrl_jax.data.importers import terminus
 from pivotrl_jax.data.importers import webdancer
-from pivotrl_jax.envs import swe_expert
+from pivotrl_jax.envs import worlds
 
 Skip = files.Skip
 Reader = Callable[[files.File], Iterator[types.Trajectory | Skip]]
@@ -77,8 +77,6 @@ IMPORTERS: dict[str, tuple[Callable[[Any], bool], Reader]] = {
 # Formats of which one run may lie in several files of a folder: `read` gets
 # these as the `parts` of one `File`.
 FOLDERS = ("claude_code", "openhands_events", "openhands")
-# Domain -> the mini world's expert.
-WORLDS = {"swe": swe_expert.demonstrate}
 
 
 def detect(path: pathlib.Path) -> str | None:
@@ -141,8 +139,9 @@ def read_tools(path: str) -> tuple[dict[str, Any], ...]:
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """`config.data` -> trajectories.jsonl and this stage's skipped.jsonl."""
-  if config.data.format == "world":
-    source = _demonstrations(config)
+  world = worlds.of(config)
+  if world is not None:
+    source = _demonstrations(config, world)
   else:
     if not config.data.path:
       raise errors.InputError(
@@ -151,7 +150,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       )
     source = import_path(
       pathlib.Path(config.data.path),
-      config.data.format,
+      "auto" if config.data.format == "world" else config.data.format,
       domain=config.domain,
       tools=read_tools(config.data.tools),
     )
@@ -179,15 +178,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     )
 
 
-def _demonstrations(config: Any) -> Iterator[types.Trajectory]:
-  if config.domain not in WORLDS:
-    raise errors.InputError(
-      f"data.format: 'world', but the domain {config.domain!r} has no mini"
-      f" world; expected one of {', '.join(WORLDS)}, or data.format and"
-      " data.path of recorded trajectories"
-    )
-  for index in range(config.data.trajectories):
-    yield WORLDS[config.domain](index, "train", config.seed, poor=0.0)
+def _demonstrations(config: Any, world: str) -> Iterator[types.Trajectory]:
+  for index in range(config.data.trajectories or worlds.DEMONSTRATIONS):
+    yield worlds.demonstrate(world, index, "train", config.seed)
 
 
 def _imported(source, skipped, undescribed):

@@ -680,7 +680,6 @@ def test_detect(tmp_path):
     ({"path": "none"}, "none: no such file or folder"),
     ({"path": ""}, "data.path: ''; expected"),
     ({"path": ".", "format": "tau3"}, "data.format: 'tau3'; expected"),
-    ({"format": "world", "trajectories": 1}, "'tau' has no mini world"),
     ({"path": "empty"}, "no trajectory imported"),
     ({"path": "torn.jsonl"}, "no trajectory imported (truncated last line?"),
     ({"path": "rows.parquet"}, "rows.parquet: "),

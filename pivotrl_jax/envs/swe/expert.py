@@ -1,4 +1,4 @@
-"""A scripted agent for the mini SWE world, and its mediocre double.
+"""A scripted agent for files with bugs, and its mediocre double.
 
 `act` is right at every turn, in one of several equally right ways: which
 pattern it greps, whether it views a file or the lines that matter, with how
@@ -11,81 +11,34 @@ possible, so that training can move mass from one to the other.
 """
 
 from collections.abc import Callable
-import json
 
 import numpy as np
 
 from pivotrl_jax import types
-from pivotrl_jax.envs import swe
-from pivotrl_jax.envs import swe_tasks
-
-MAX_TURNS = 12
-
-
-def demonstrate(
-  index: int, split: str, seed: int, *, poor: float = 0.0
-) -> types.Trajectory:
-  """An episode in which each turn is poor with probability `poor`.
-
-  Args:
-    index, split: the task, see `swe.make_task`.
-    seed: of the agent's choices.
-    poor: 0 always succeeds.
-
-  Returns:
-    The trajectory, with the world's own verdict as its reward.
-  """
-  task = swe.make_task(index, split)
-  rng = np.random.default_rng([seed, index])
-  state, messages = swe.reset(task)
-  for turn in range(MAX_TURNS):
-    chosen = act_poorly if rng.random() < poor else act
-    action = chosen(task, state, rng)
-    message = types.message_of(action)
-    message = types.Message(
-      "assistant",
-      message.content,
-      tool_calls=tuple(
-        types.ToolCall(c.name, c.arguments, f"call_{turn}_{n}")
-        for n, c in enumerate(message.tool_calls)
-      ),
-    )
-    state, answers = swe.step(task, state, types.action_of(message))
-    messages = (*messages, message, *answers)
-    if state.done:
-      break
-  solved = swe.success(task, state)
-  return types.Trajectory(
-    id=f"{task.id}-{seed}",
-    domain="swe",
-    source="mini world",
-    task_id=task.id,
-    reward=float(solved),
-    success=solved,
-    tools=swe.TOOLS,
-    messages=messages,
-  )
+from pivotrl_jax.envs import base
+from pivotrl_jax.envs.swe import environment
+from pivotrl_jax.envs.swe import tasks
 
 
 def act(
-  task: swe.Task, state: swe.State, rng: np.random.Generator
+  task: environment.Task, state: environment.State, rng: np.random.Generator
 ) -> types.Action:
   """A right action: find, look, mend, test, submit."""
   wrong = _first_difference(task, state)
   if wrong is None:
-    return _call(rng, "submit" if _tested(state) else "run_tests")
+    return base.call(rng, "submit" if _tested(state) else "run_tests")
   path = wrong[0]
   if not any(tool == "grep" and ok for tool, _, ok in state.log):
     name = task.function
     patterns = (name, f"def {name}", f"{name}(", f"def {name}(")
-    return _call(rng, "grep", pattern=str(rng.choice(patterns)))
+    return base.call(rng, "grep", pattern=str(rng.choice(patterns)))
   if not any(log[:2] == ("view_file", path) for log in state.log):
     return _view(rng, state, path)
   return _mend(rng, state, *wrong)
 
 
 def act_poorly(
-  task: swe.Task, state: swe.State, rng: np.random.Generator
+  task: environment.Task, state: environment.State, rng: np.random.Generator
 ) -> types.Action:
   """What a mediocre agent might do here instead."""
   return _POOR[rng.choice(len(_POOR), p=_POOR_SHARES)](task, state, rng)
@@ -121,7 +74,7 @@ def _swap(line):
 
 def _junk_grep(task, state, rng):
   del task, state
-  return _call(rng, "grep", pattern=str(rng.choice(swe_tasks.NOUNS)))
+  return base.call(rng, "grep", pattern=str(rng.choice(tasks.NOUNS)))
 
 
 def _wrong_file(task, state, rng):
@@ -131,7 +84,7 @@ def _wrong_file(task, state, rng):
 
 def _give_up(task, state, rng):
   del task, state
-  return _call(rng, "submit")
+  return base.call(rng, "submit")
 
 
 def _talk(task, state, rng):
@@ -172,9 +125,9 @@ def _view(rng, state, path):
   count = len(dict(state.files)[path].splitlines())
   form = rng.integers(3)
   if form == 0:
-    return _call(rng, "view_file", path=path)
+    return base.call(rng, "view_file", path=path)
   end = count if form == 1 else count + int(rng.integers(1, 3))
-  return _call(rng, "view_file", path=path, start=1, end=end)
+  return base.call(rng, "view_file", path=path, start=1, end=end)
 
 
 def _mend(rng, state, path, at, right):
@@ -189,13 +142,4 @@ def _mend(rng, state, path, at, right):
 
 
 def _edit(rng, path, old, new):
-  return _call(rng, "edit_file", path=path, old_str=old, new_str=new)
-
-
-def _call(rng, name, **arguments):
-  """A call with its arguments in one of the usual orders."""
-  keys = list(arguments)
-  if len(keys) > 1 and rng.random() < 0.25:
-    keys = keys[1:] + keys[:1]
-  text = json.dumps({key: arguments[key] for key in keys})
-  return types.Action("function_call", calls=(types.ToolCall(name, text),))
+  return base.call(rng, "edit_file", path=path, old_str=old, new_str=new)

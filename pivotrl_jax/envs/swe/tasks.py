@@ -29,6 +29,7 @@ VERBS = (
     "get", "make", "find", "calc", "give", "read", "take", "show", "best",
     "last", "next", "new", "old", "one", "pick", "full", "net", "top",
 )  # fmt: skip
+NEW_VERBS = ("keep", "load", "main", "open", "sort", "used")  # Validation's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Bug:
-  """A drawn task, before it has an id; fields as in `swe.Task`."""
+  """A drawn task, before it has an id; fields as in `environment.Task`."""
 
   files: tuple[tuple[str, str], ...]
   fixed: tuple[tuple[str, str], ...]
@@ -61,6 +62,7 @@ class Bug:
   path: str
   wrong: tuple[str, ...]
   checks: tuple[tuple[str, str], ...]
+  hidden: tuple[tuple[str, str], ...]
 
 
 def _one(args, doc, line, *wrong):
@@ -146,19 +148,23 @@ _REFERENCE = {name: getattr(builtins, name) for name in sandbox.BUILTINS}
 
 
 def make_bug(
-  rng: np.random.Generator, *, wanted: Callable[[str], bool]
+  rng: np.random.Generator,
+  *,
+  wanted: Callable[[str], bool],
+  verbs: tuple[str, ...],
 ) -> Bug | None:
   """Draws two files of one function each and breaks one of them.
 
   Args:
     rng: all draws come from here.
     wanted: whether a function of this name may be the one at fault.
+    verbs: what the functions' names begin with.
 
   Returns:
     The bug, or None where the draw was no good: an unwanted name, or a wrong
     line that the drawn tests cannot tell from the right one.
   """
-  names = _names(rng)
+  names = _names(rng, verbs)
   if not wanted(names[0]):
     return None
   nouns = [str(n) for n in rng.choice(NOUNS, 2, replace=False)]
@@ -178,14 +184,16 @@ def make_bug(
     return tuple(sorted(pair))
 
   call, want, got = checks[0]
+  issue = _issue(rng, names[0], call, want, got)
   return Bug(
     files=files(broken),
     fixed=files(None),
-    issue=_issue(rng, names[0], call, want, got),
+    issue=issue,
     function=names[0],
     path=path,
     wrong=tuple(line for line in wrong if line != broken),
     checks=tuple((call, want) for call, want, _ in checks),
+    hidden=_hidden(rng, target),
   )
 
 
@@ -212,10 +220,10 @@ class _Function:
     )
 
 
-def _names(rng):
+def _names(rng, verbs):
   """Two different function names."""
   while True:
-    names = [f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}" for _ in range(2)]
+    names = [f"{rng.choice(verbs)}_{rng.choice(NOUNS)}" for _ in range(2)]
     if len(set(names)) == 2:
       return names
 
@@ -239,7 +247,7 @@ def _checks(rng, target, broken):
   found = []
   for _ in range(20):
     args = [_argument(rng, kind) for kind in target.family.args]
-    call = f"{target.name}({', '.join(repr(a) for a in args)})"
+    call = _call(target, args)
     want, got = repr(right(*args)), repr(wrong(*args))
     if call not in [c for c, _, _ in found]:
       found.append((call, want, got))
@@ -247,6 +255,17 @@ def _checks(rng, target, broken):
     if len(found) >= 3 and found[0][1] != found[0][2]:
       return found[:3]
   return None
+
+
+def _hidden(rng, target):
+  """Further (call, right repr), drawn last: the task stays what it is."""
+  right = _compile(target.source(), target.name)
+  drawn = [[_argument(rng, k) for k in target.family.args] for _ in range(12)]
+  return tuple((_call(target, args), repr(right(*args))) for args in drawn)
+
+
+def _call(target, args):
+  return f"{target.name}({', '.join(repr(a) for a in args)})"
 
 
 def _compile(source, name):

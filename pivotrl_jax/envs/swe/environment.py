@@ -1,57 +1,42 @@
-"""The mini SWE world: one bug in two small files, fixed through five tools.
+"""Files with a bug, five tools on them, and the hidden tests.
 
 A task is a function of (split, index): an odd hash bucket of its function's
-name belongs to "eval", an even one to "train", so no function name, hence no
-task, is in both. Names, arguments, constants and the kind of function give
-far more than 100,000 tasks a split. Success is the hidden tests', run in a
-sandbox; they are also what `run_tests` reports on.
+name belongs to "eval", an even one to "train", and "validation" has verbs of
+its own, so no function name, hence no task, is in two. Names, arguments,
+constants and the kind of function give far more than 100,000 tasks a split.
+Success is the hidden tests', run in a sandbox; `run_tests` reports on some of
+them.
 
 Everything the world says is short: a whole episode is a few hundred tokens.
 """
 
 import dataclasses
 import hashlib
-import json
 from typing import Any
 
-import numpy as np
-
 from pivotrl_jax import types
+from pivotrl_jax.envs import base
 from pivotrl_jax.envs import sandbox
-from pivotrl_jax.envs import swe_tasks
+from pivotrl_jax.envs.swe import tasks
 
+DOMAIN = "swe"
+ROW: dict[str, Any] = {}
 SYSTEM = "You fix bugs in small Python files. Use the tools, then submit."
 _MAX_HITS = 4
 
-
-def _tool(name, description, required=(), **properties):
-  return {
-    "type": "function",
-    "function": {
-      "name": name,
-      "description": description,
-      "parameters": {
-        "type": "object",
-        "properties": {key: {"type": kind} for key, kind in properties.items()},
-        "required": list(required),
-      },
-    },
-  }
-
-
 TOOLS: tuple[dict[str, Any], ...] = (
-    _tool("grep", "Find lines.", ("pattern",), pattern="string"),
-    _tool(
+    base.tool("grep", "Find lines.", ("pattern",), pattern="string"),
+    base.tool(
         "view_file", "Show a file or lines of it.", ("path",),
         path="string", start="integer", end="integer",
     ),
-    _tool(
+    base.tool(
         "edit_file", "Replace text that occurs once.",
         ("path", "old_str", "new_str"),
         path="string", old_str="string", new_str="string",
     ),
-    _tool("run_tests", "Run the tests."),
-    _tool("submit", "Finish."),
+    base.tool("run_tests", "Run the tests."),
+    base.tool("submit", "Finish."),
 )  # fmt: skip
 
 
@@ -67,7 +52,8 @@ class Task:
     function: name of the function at fault.
     path: where it is.
     wrong: wrong lines that look like mends (for the expert's poor side).
-    checks: hidden tests.
+    checks: tests that `run_tests` reports on.
+    hidden: further ones, which an agent never sees.
   """
 
   id: str
@@ -78,6 +64,7 @@ class Task:
   path: str
   wrong: tuple[str, ...]
   checks: tuple[sandbox.Check, ...]
+  hidden: tuple[sandbox.Check, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +77,25 @@ class State:
 
 
 def make_task(index: int, split: str) -> Task:
-  """Task `index` of "train" or "eval", always the same."""
-  if split not in ("train", "eval"):
-    raise ValueError(f"split {split!r}; expected train or eval")
+  """Task `index` of a split, always the same."""
+  base.check_split(split)
   for attempt in range(1000):
-    seed = hashlib.blake2b(
-      f"swe/{split}/{index}/{attempt}".encode(), digest_size=8
-    ).digest()
-    bug = swe_tasks.make_bug(
-      np.random.default_rng(int.from_bytes(seed)),
-      wanted=lambda name: in_eval(name) == (split == "eval"),
+    bug = tasks.make_bug(
+      base.generator("swe", split, index, attempt),
+      wanted=lambda name: split_of(name) == split,
+      verbs=tasks.NEW_VERBS if split == "validation" else tasks.VERBS,
     )
     if bug is not None:
       return _task(f"swe-{split}-{index}", bug)
   raise RuntimeError(f"no {split} task {index} in 1000 attempts")
 
 
-def in_eval(function: str) -> bool:
-  """Whether tasks about a function of this name are evaluation tasks."""
-  return hashlib.blake2b(function.encode(), digest_size=1).digest()[0] % 2 == 1
+def split_of(function: str) -> str:
+  """The split of all tasks about a function of this name."""
+  if function.partition("_")[0] in tasks.NEW_VERBS:
+    return "validation"
+  digest = hashlib.blake2b(function.encode(), digest_size=1).digest()[0]
+  return "eval" if digest % 2 == 1 else "train"
 
 
 def _task(name, bug):
@@ -121,6 +108,7 @@ def _task(name, bug):
     path=bug.path,
     wrong=bug.wrong,
     checks=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.checks),
+    hidden=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.hidden),
   )
 
 
@@ -151,31 +139,19 @@ def step(
 
 
 def success(task: Task, state: State) -> bool:
-  """Whether the episode was submitted and every hidden test passes."""
+  """Whether the episode was submitted and every test passes."""
+  checks = task.checks + task.hidden
   return state.done and all(
-    r.passed for r in sandbox.run_checks(dict(state.files), task.checks)
+    r.passed for r in sandbox.run_checks(dict(state.files), checks)
   )
 
 
 def _call(task, state, call):
   """One tool call -> next state and its answer."""
-  try:
-    arguments = json.loads(call.arguments)
-  except (ValueError, RecursionError):
-    return _log(state, call.name, "", False), "Arguments are not JSON."
-  tool = _TOOLS.get(call.name)
-  if tool is None:
-    return _log(state, call.name, "", False), "No such tool."
-  kinds = _KINDS[call.name]
-  if not isinstance(arguments, dict) or any(
-    key not in kinds or not isinstance(value, kinds[key])
-    for key, value in arguments.items()
-  ):
-    return _log(state, call.name, "", False), "Bad arguments."
-  missing = [key for key in _REQUIRED[call.name] if key not in arguments]
-  if missing:
-    return _log(state, call.name, "", False), f"Missing {missing[0]}."
-  return tool(task, state, **arguments)
+  arguments = base.read_arguments(call, TOOLS)
+  if isinstance(arguments, str):
+    return _log(state, call.name, "", False), arguments
+  return _TOOLS[call.name](task, state, **arguments)
 
 
 def _grep(task, state, pattern):
@@ -250,15 +226,4 @@ _TOOLS = {
   "edit_file": _edit_file,
   "run_tests": _run_tests,
   "submit": _submit,
-}
-_PYTHON = {"string": str, "integer": int}
-_KINDS = {
-  t["function"]["name"]: {
-    key: _PYTHON[value["type"]]
-    for key, value in t["function"]["parameters"]["properties"].items()
-  }
-  for t in TOOLS
-}
-_REQUIRED = {
-  t["function"]["name"]: t["function"]["parameters"]["required"] for t in TOOLS
 }
