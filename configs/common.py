@@ -181,6 +181,7 @@ def _embedded(domain):
     temperature=0.6,  # Of actions and answers; rollouts keep their own.
     max_turns=8,
     questions=100,  # Out-of-domain questions; 0 = none.
+    suites=0,  # Questions of each suite of evaluation/suites; 0 = none.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config

@@ -218,6 +218,7 @@ RULES = {
   "evaluation.temperature": _number(0),
   "evaluation.max_turns": _whole(1),
   "evaluation.questions": _whole(0),
+  "evaluation.suites": _whole(0),
   "report.pivots": _whole(0),
 }
 # (World, verifier) of different actions -> what fits.

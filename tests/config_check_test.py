@@ -128,6 +128,7 @@ NONSENSE = {
   "evaluation.temperature": REAL,
   "evaluation.max_turns": (0, *WHOLE),
   "evaluation.questions": WHOLE,
+  "evaluation.suites": WHOLE,
   "report.pivots": WHOLE,
 }  # fmt: skip
 

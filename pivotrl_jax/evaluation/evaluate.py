@@ -6,6 +6,7 @@ that differences are paired. The starting policy is a stage of its own, which
 runs with the same start share.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 import time
@@ -19,10 +20,12 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
 from pivotrl_jax.data import records
+from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import episode
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.evaluation import suites
 from pivotrl_jax.pivots import rollouts
 
 BASE = "base_evals.jsonl"
@@ -52,14 +55,15 @@ def _evaluate(config, name, policy):
   for seed in range(config.evaluation.seeds):
     started = time.monotonic()
     episodes = _world(config, policy, engine, seed)
-    answers = _questions(config, policy, engine, seed)
+    asked = _questions(config, policy, engine, seed)
+    asked += _suites(config, policy, engine, seed)
     compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
-    rows += [{"policy": name} | row for row in episodes + answers]
+    rows += [{"policy": name} | row for row in episodes + asked]
     logging.info(
         "evaluate: %s, seed %d: success %.3f of %d tasks, %.3f of %d"
         " questions, %.0f s",
-        name, seed, _rate(episodes), len(episodes), _rate(answers),
-        len(answers), time.monotonic() - started,
+        name, seed, _rate(episodes), len(episodes), _rate(asked),
+        len(asked), time.monotonic() - started,
     )  # fmt: skip
   return rows
 
@@ -67,7 +71,8 @@ def _evaluate(config, name, policy):
 def _prepare(config, policy, engine):
   """Readies the engine for episodes of any length, or else for questions."""
   tasks = config.evaluation.tasks if worlds.of(config) else 0
-  count = max(tasks, config.evaluation.questions)
+  asked = len(suites.SUITES) * config.evaluation.suites
+  count = max(tasks, config.evaluation.questions, asked)
   if not count:
     return
   longest = _longest(config) if tasks else 1
@@ -112,32 +117,75 @@ def _questions(config, policy, engine, seed):
   questions = benchmarks.questions(
     "eval", config.seed, config.evaluation.questions
   )
-  if not questions:
-    return []
-  prompts = [
-    render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions
-  ]
-  completions = engine.sample(
-    prompts,
-    _sampling(config, policy),
+  said = answers(
+    policy,
+    engine,
+    [q.messages for q in questions],
     [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
+    _sampling(config, policy),
   )
-  rows = []
-  for question, prompt, completion in zip(
-    questions, prompts, completions, strict=True
-  ):
+  return [
+    _row("questions", q.id, seed, benchmarks.grade(q, action), 1, tokens)
+    for q, (action, tokens) in zip(questions, said, strict=True)
+  ]
+
+
+def _suites(config, policy, engine, seed):
+  """Rows of evals.jsonl from the suites outside the domain."""
+  asked = [
+    question
+    for name in suites.SUITES
+    for question in suites.questions(
+      name, "eval", config.seed, config.evaluation.suites
+    )
+  ]
+  said = answers(
+    policy,
+    engine,
+    [q.messages for q in asked],
+    [seeds.row_seed(config.seed, "suites", seed, q.id) for q in asked],
+    _sampling(config, policy),
+  )
+  return [
+    _row(q.suite, q.id, seed, suites.grade(q, action.content), 1, tokens)
+    for q, (action, tokens) in zip(asked, said, strict=True)
+  ]
+
+
+def answers(
+  policy: policy_lib.Policy,
+  engine: base.Engine,
+  chats: Sequence[tuple[types.Message, ...]],
+  row_seeds: Sequence[int],
+  sampling: base.SamplingParams,
+) -> list[tuple[types.Action, int]]:
+  """What a policy says to questions, and in how many tokens.
+
+  Args:
+    policy: its tokenizer renders the chats.
+    engine: samples.
+    chats: one a question.
+    row_seeds: one a question.
+    sampling: how.
+
+  Returns:
+    One a question; what cannot be read is an empty message.
+  """
+  prompts = [render.prompt_ids(policy.tokenizer, c, ()) for c in chats]
+  if not prompts:
+    return []
+  found = []
+  completions = engine.sample(prompts, sampling, row_seeds)
+  for prompt, completion in zip(prompts, completions, strict=True):
     _, said = parse.read(
       policy.tokenizer,
       completion,
       opened=render.opens_thinking(policy.tokenizer, prompt),
     )
-    right = isinstance(said, types.Message) and benchmarks.grade(
-      question, types.action_of(said)
-    )
-    rows.append(
-      _row("questions", question.id, seed, right, 1, len(completion.ids))
-    )
-  return rows
+    if isinstance(said, types.ParseFailure):
+      said = types.Message("assistant")
+    found.append((types.action_of(said), len(completion.ids)))
+  return found
 
 
 def _sampling(config, policy):

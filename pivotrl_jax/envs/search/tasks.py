@@ -43,7 +43,7 @@ def _fact(kind, relation, *phrases):
     relation,
     False,
     (f"the {relation} of {{x}}", *phrases),
-    (f"{{x}} {relation}", f"{{x}} {kind} {relation}", f"{relation} of {{x}}",
+    (f"{{x}} {relation}", f"{relation} of {{x}}", f"the {relation} of {{x}}",
      "{x}"),
     (f"{relation} of {{x}}", f"the {relation} of {{x}}", f"{{x}} {relation}"),
   )  # fmt: skip
@@ -81,7 +81,7 @@ HOPS = (
   _fact("region", "capital"),
   _back("person", "founder", "firm", "founded by"),
   _back("person", "author", "book", "by"),
-  _back("person", "mayor", "town", "with mayor"),
+  _back("person", "mayor", "town", "whose mayor is"),
 )
 
 

@@ -29,8 +29,8 @@ TOOLS: tuple[dict[str, Any], ...] = (
         "change", "Change one.", ("id", "value"), id="string", value="string"
     ),
     base.tool(
-        "refund", "Pay money back.", ("id", "amount"),
-        id="string", amount="integer",
+        "refund", "Pay money back.", ("id", "amount", "reason"),
+        id="string", amount="integer", reason="string",
     ),
     base.tool(
         "transfer", "Hand over to a human.", ("summary",), summary="string"
@@ -100,6 +100,8 @@ def step(
   task: tasks.Task, state: State, action: types.Action | types.ParseFailure
 ) -> tuple[State, tuple[types.Message, ...]]:
   """Carries out calls, or puts what is said to the customer."""
+  if state.done:
+    return state, ()
   if isinstance(action, types.ParseFailure):
     return _useless(state), (
       types.Message("user", f"Bad tool call: {action.reason}."),
@@ -217,7 +219,7 @@ def _listen(task, state, text):
     return _refused(task, state, request, text)
   if request.outcome == "tell":
     if _tells_fact(task, text, request.fact):
-      return _next(task, state, request.record == "" or _seen(state, request))
+      return _next(task, state, _seen(task, state, request))
     return _useless(state), "How much is it?"
   if state.carried:
     if request.kind != "refund" or _tells_fact(task, text, request.fact):
@@ -249,14 +251,20 @@ def _proposes(task, state, request, words):
 
 def _refused(task, state, request, text):
   """A refusal is taken where it tells why, and is right where it must be."""
-  right = request.outcome == "refuse" and _seen(state, request)
+  right = request.outcome == "refuse" and _seen(task, state, request)
   if right and not _tells_fact(task, text, request.fact):
     return _useless(state), "Why not?"
   return _next(task, state, right)
 
 
-def _seen(state, request):
-  return request.record in state.seen
+def _seen(task, state, request):
+  """Whether all records that a request is about were looked at."""
+  about = [
+    r.id
+    for r in task.records
+    if r.owner == task.customer and request.record in ("", r.id)
+  ]
+  return set(about) <= set(state.seen)
 
 
 def _tells_fact(task, text, fact):
@@ -332,7 +340,7 @@ def _transfer(task, state):
   right = (
     index < len(task.requests)
     and task.requests[index].outcome == "transfer"
-    and _seen(state, task.requests[index])
+    and _seen(task, state, task.requests[index])
   )
   return dataclasses.replace(
     state, done=True, request=index + 1, broken=state.broken or not right

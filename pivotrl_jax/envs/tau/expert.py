@@ -115,12 +115,14 @@ def _propose(state, request, rng):
 
 
 def _do(request, rng, fact):
-  if request.kind == "cancel":
-    reason = base.pick(rng, tasks.REASONS[request.reason])
-    return base.call(rng, "cancel", id=request.record, reason=reason)
   if request.kind == "change":
     return base.call(rng, "change", id=request.record, value=request.value)
-  return base.call(rng, "refund", id=request.record, amount=int(fact))
+  reason = base.pick(rng, tasks.REASONS[request.reason])
+  if request.kind == "cancel":
+    return base.call(rng, "cancel", id=request.record, reason=reason)
+  return base.call(
+    rng, "refund", id=request.record, amount=int(fact), reason=reason
+  )
 
 
 def _hasty(task, state, rng):
@@ -130,6 +132,9 @@ def _hasty(task, state, rng):
     record = environment.record_of(state, request.record)
     return _do(request, rng, str(record.price))
   if request.kind in ("cancel", "change"):
+    if not state.value:  # Makes one up.
+      other = base.pick(rng, task.records).value
+      return base.call(rng, "change", id=request.record, value=other)
     return _do(request, rng, "")
   return _say(rng, f"It is ${int(rng.integers(12, 100))}.")
 
@@ -142,8 +147,7 @@ def _miscounts(task, state, rng):
                      pin=int(rng.integers(1000, 10000)))  # fmt: skip
   other = base.pick(rng, state.records)
   if request.kind == "refund" and other.id in state.seen:
-    amount = other.price + task.rules.fee
-    return base.call(rng, "refund", id=request.record, amount=amount)
+    return _do(request, rng, str(other.price + task.rules.fee))
   return base.call(rng, "get_record", id=other.id)
 
 

@@ -185,7 +185,7 @@ def make_task(index: int, split: str) -> Task:
     fee=int(rng.integers(2, 10)),
     days=int(rng.integers(2, 7)) * 10,
     most=int(rng.integers(4, 10)) * 10,
-    confirm=bool(rng.random() < 0.5),
+    confirm=bool(rng.random() < 0.65),
   )
   records = _records(rng, DESKS[desk], customer, rules)
   return Task(
@@ -196,7 +196,7 @@ def make_task(index: int, split: str) -> Task:
     pin=int(rng.integers(1000, 10000)),
     records=records,
     requests=_requests(rng, DESKS[desk], customer, rules, records),
-    introduces=bool(rng.random() < 0.4),
+    introduces=bool(rng.random() < 0.25),
     style=int(rng.integers(3)),
   )
 

@@ -407,10 +407,13 @@ def _largest(rng):
   folder = base.pick(rng, FOLDERS)
   stem, out = _some(rng, STEMS, 2)
   path, out = f"{folder}/{stem}.txt", f"{out}.txt"
-  small = [str(int(n)) for n in rng.choice(np.arange(2, 100), 3, False)]
+  small = [str(int(n)) for n in rng.choice(np.arange(10, 100), 3, False)]
   large = [str(int(n)) for n in rng.choice(np.arange(100, 999), 2, False)]
-  numbers = ["9", *small, *large]
+  numbers = [str(int(rng.integers(2, 10))), *small, *large]
   numbers = [numbers[i] for i in rng.permutation(len(numbers))]
+  ends = (min(numbers, key=int), max(numbers, key=int))
+  while numbers[0] in ends or numbers[-1] in ends:
+    numbers = numbers[1:] + numbers[:1]
   word, end = (("largest", "tail"), ("smallest", "head"))[int(rng.integers(2))]
   pick = max if word == "largest" else min
   answer = pick(numbers, key=int)
