@@ -103,7 +103,7 @@ SWE_CHEATS = {
 @pytest.mark.parametrize("cheat", SWE_CHEATS.values(), ids=SWE_CHEATS)
 def test_swe_edits_that_fool_the_tests_do_not_pass(cheat):
   slow = cheat is SWE_CHEATS["while True: pass"]
-  for i in range(1 if slow else 25):
+  for i in range(1 if slow else 12):
     task = swe.make_task(i, "train")
     source = dict(task.files)[task.path]
     state = _end(

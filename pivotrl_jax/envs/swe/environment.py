@@ -52,8 +52,7 @@ class Task:
     function: name of the function at fault.
     path: where it is.
     wrong: wrong lines that look like mends (for the expert's poor side).
-    checks: tests that `run_tests` reports on.
-    hidden: further ones, which an agent never sees.
+    checks: the tests that `run_tests` reports on.
   """
 
   id: str
@@ -64,7 +63,6 @@ class Task:
   path: str
   wrong: tuple[str, ...]
   checks: tuple[sandbox.Check, ...]
-  hidden: tuple[sandbox.Check, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,6 @@ def _task(name, bug):
     path=bug.path,
     wrong=bug.wrong,
     checks=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.checks),
-    hidden=tuple(sandbox.Check(bug.path, c, w) for c, w in bug.hidden),
   )
 
 
@@ -139,11 +136,22 @@ def step(
 
 
 def success(task: Task, state: State) -> bool:
-  """Whether the episode was submitted and every test passes."""
-  checks = task.checks + task.hidden
-  return state.done and all(
-    r.passed for r in sandbox.run_checks(dict(state.files), checks)
+  """Whether the episode was submitted and every test passes.
+
+  Those that the agent could see, and further ones: what gives their answers
+  by heart, or the same to all, is no mend.
+  """
+  if not state.done:
+    return False
+  further = tasks.more_checks(
+    base.generator("swe", "further checks", task.id),
+    dict(task.fixed)[task.path],
+    task.checks[0].call,
   )
+  checks = task.checks + tuple(
+    sandbox.Check(task.path, call, want) for call, want in further
+  )
+  return all(r.passed for r in sandbox.run_checks(dict(state.files), checks))
 
 
 def _call(task, state, call):

@@ -6,6 +6,7 @@ drawn words and numbers. The docstring always says what is right, so the
 mend can be worked out from the file and the issue alone.
 """
 
+import ast
 import builtins
 from collections.abc import Callable
 import dataclasses
@@ -62,7 +63,6 @@ class Bug:
   path: str
   wrong: tuple[str, ...]
   checks: tuple[tuple[str, str], ...]
-  hidden: tuple[tuple[str, str], ...]
 
 
 def _one(args, doc, line, *wrong):
@@ -184,17 +184,41 @@ def make_bug(
     return tuple(sorted(pair))
 
   call, want, got = checks[0]
-  issue = _issue(rng, names[0], call, want, got)
   return Bug(
     files=files(broken),
     fixed=files(None),
-    issue=issue,
+    issue=_issue(rng, names[0], call, want, got),
     function=names[0],
     path=path,
     wrong=tuple(line for line in wrong if line != broken),
     checks=tuple((call, want) for call, want, _ in checks),
-    hidden=_hidden(rng, target),
   )
+
+
+def more_checks(
+  rng: np.random.Generator, source: str, call: str
+) -> tuple[tuple[str, str], ...]:
+  """Further (call, right repr) of a function: what an agent has not seen.
+
+  Args:
+    rng: all draws come from here.
+    source: the right file.
+    call: of the function, as an example.
+
+  Returns:
+    Eight, and what gives another value yet, up to sixteen.
+  """
+  name, _, arguments = call.partition("(")
+  example = ast.literal_eval(f"({arguments[:-1]},)")
+  kinds = {int: "int", list: "ints", str: "str"}
+  right = _compile(source, name)
+  found: dict[str, str] = {}
+  for _ in range(60):
+    args = [_argument(rng, kinds[type(a)]) for a in example]
+    want = repr(right(*args))
+    if len(found) < 8 or len(found) < 16 and want not in found.values():
+      found[f"{name}({', '.join(repr(a) for a in args)})"] = want
+  return tuple(found.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +271,7 @@ def _checks(rng, target, broken):
   found = []
   for _ in range(20):
     args = [_argument(rng, kind) for kind in target.family.args]
-    call = _call(target, args)
+    call = f"{target.name}({', '.join(repr(a) for a in args)})"
     want, got = repr(right(*args)), repr(wrong(*args))
     if call not in [c for c, _, _ in found]:
       found.append((call, want, got))
@@ -255,25 +279,6 @@ def _checks(rng, target, broken):
     if len(found) >= 3 and found[0][1] != found[0][2]:
       return found[:3]
   return None
-
-
-def _hidden(rng, target):
-  """Further (call, right repr): some, and what gives another value yet.
-
-  They are drawn last, so that the task stays what it is without them.
-  """
-  right = _compile(target.source(), target.name)
-  found = {}
-  for _ in range(150):
-    args = [_argument(rng, kind) for kind in target.family.args]
-    want = repr(right(*args))
-    if len(found) < 8 or len(found) < 16 and want not in found.values():
-      found[_call(target, args)] = want
-  return tuple(found.items())
-
-
-def _call(target, args):
-  return f"{target.name}({', '.join(repr(a) for a in args)})"
 
 
 def _compile(source, name):
