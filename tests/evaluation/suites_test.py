@@ -221,14 +221,15 @@ def test_power_falls_as_the_noise_grows():
   assert first == 1.0 > second > third
 
 
-def test_the_mini_policy_is_asked_and_its_answers_graded():
+def test_a_run_asks_every_suite():
   config = swe.get_config("tiny")
   policy = policy_lib.load(policy_lib.MINI, config)
-  engine = policy_lib.engine(policy, config)
-  config.evaluation.suites = 2
-  rows = evaluate._suites(config, policy, engine, 0)
-  assert [r["suite"] for r in rows] == [n for n in NAMES for _ in range(2)]
-  assert all(0 < r["tokens"] <= config.rollout.max_tokens for r in rows)
+  config.evaluation.suites = 3
+  asked = [q for n in NAMES for q in suites.questions(n, "eval", 0, 3)]
+  rows = evaluate._suites(config, policy, _Reciting(policy, asked), 0)
+  assert [r["suite"] for r in rows] == [n for n in NAMES for _ in range(3)]
+  assert [r["task"] for r in rows] == [q.id for q in asked]
+  assert all(r["success"] and r["split"] == "eval" for r in rows)
 
 
 def test_what_cannot_be_read_is_no_answer():

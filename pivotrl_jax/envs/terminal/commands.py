@@ -321,13 +321,19 @@ def _grep(session, args, stdin):
 def _files_below(session, names):
   """Files in folders, named as the folders are."""
   found = []
-  for name in names or ["."]:
+  for name in names or [""]:
     top = session.path(name)
     for path in session.below(name):
       if session.files[path] is not None:
-        found.append(name if path == top else posixpath.join(
-            name, path[len(top.rstrip("/")) + 1 :]))  # fmt: skip
+        found.append(_named_as(name, top, path))
   return found
+
+
+def _named_as(name, top, path):
+  """How a path below `top` is shown where `top` was called `name`."""
+  if path == top:
+    return name
+  return posixpath.join(name, path[len(top.rstrip("/")) + 1 :])
 
 
 def _hits(text, title, name, pattern, options):
@@ -385,8 +391,7 @@ def _find(session, args, stdin):
     at = session.path(top)
     for path in session.below(top):
       if all(test(session, path) for test in tests):
-        rows.append(top if path == at else posixpath.join(
-            top, path[len(at.rstrip("/")) + 1 :]))  # fmt: skip
+        rows.append(_named_as(top, at, path))
   if delete:
     for row in sorted(rows, key=len, reverse=True):
       if row != "." and not session.children(row):
@@ -732,18 +737,21 @@ def _substitution(script, extended):
 
 
 def _substituted(line, pattern, new, everywhere):
-  parts, at = [], 0
+  parts, at, last = [], 0, -1
   while at <= len(line):
     span = pattern.span(line, at)
     if span is None:
       break
     start, end = span
-    hit = line[start:end]
-    parts += [line[at:start], new.replace("\\n", "\n").replace("&", hit)]
+    parts.append(line[at:start])
+    if start < end or start != last:  # None right behind the one before.
+      hit = line[start:end]
+      parts.append(new.replace("\\n", "\n").replace("&", hit))
     if end == start:  # An empty match: one character goes by.
       parts.append(line[end : end + 1])
-      end += 1
-    at = end
+      at = end + 1
+    else:
+      at = last = end
     if not everywhere:
       break
   return "".join(parts) + line[at:]
