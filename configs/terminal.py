@@ -21,4 +21,5 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   if not paper:
     config.data.format = "world"
     config.evaluation.max_turns = 10
+    config.rollout.max_tokens = 128  # JSON takes its room.
   return config
