@@ -52,6 +52,7 @@ def test_every_key_has_a_rule_and_every_default_keeps_it(config, arg):
 WHOLE = (-1, 2.5, float("nan"), "3", True, None)
 REAL = (-0.1, float("nan"), float("inf"), "x", None)
 NONSENSE = {
+  "world": ("moon", "tau", 3),  # Of another domain, too.
   "seed": WHOLE,
   "optimizer": ("sgd", 3),
   "data.trajectories": WHOLE,
@@ -159,6 +160,23 @@ def test_what_contradicts_is_refused(changes, parts):
   with pytest.raises(errors.InputError) as refused:
     config_check.check(_changed(changes))
   assert all(part in str(refused.value) for part in parts)
+
+
+@pytest.mark.parametrize(
+  ("changes", "part"),
+  [
+    ({"verifier.name": "terminal_multi_harness"}, "world=terminal_calls"),
+    ({"world": "terminal_calls"}, "terminal_multi_harness, or"),
+  ],
+)
+def test_a_verifier_of_other_actions_than_the_world_s_is_refused(changes, part):
+  config = _changed(changes, terminal)
+  with pytest.raises(errors.InputError, match=part):
+    config_check.check(config)
+  config.reward = "strict"
+  config_check.check(config)
+  config.reward, config.data.path = "functional", __file__
+  config_check.check(config)  # Data of one's own.
 
 
 @pytest.mark.parametrize(
