@@ -146,6 +146,7 @@ def under(policy: str, config: Any, workdir: pathlib.Path) -> dict[str, float]:
   from pivotrl_jax import main as main_lib
   from pivotrl_jax.evaluation import evaluate
 
+  main_lib.keep_programs()
   config.model.path = policy
   main_lib.run(config, workdir, ["import", "candidates", "profile", "baseline"])
   profiles = list(records.read_profiles(workdir / "profiles.jsonl"))
@@ -153,7 +154,7 @@ def under(policy: str, config: Any, workdir: pathlib.Path) -> dict[str, float]:
   rows = [
     row
     for _, row in records.read_jsonl(workdir / evaluate.BASE)
-    if row["suite"] == (worlds.of(config))
+    if row["suite"] == worlds.of(config)
   ]
   return {
     "policy": float(np.mean([row["success"] for row in rows])),
