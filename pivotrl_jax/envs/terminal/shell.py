@@ -10,6 +10,7 @@ import posixpath
 
 from pivotrl_jax.envs.terminal import commands
 from pivotrl_jax.envs.terminal import patterns
+from pivotrl_jax.envs.terminal import sessions
 
 HOME = "/app"
 MOST_FILES = 100
@@ -52,7 +53,7 @@ def run(shell: Shell, line: str) -> tuple[Shell, str]:
   words = _words(line)
   if isinstance(words, str):
     return shell, f"sh: {words}\n"
-  session = commands.Session(dict(shell.files), shell.cwd)
+  session = sessions.Session(dict(shell.files), shell.cwd)
   output, last, ok = [], ";", True
   for operator, pipeline in _pipelines(words):
     if last == ";" or (last == "&&") == ok:
@@ -173,7 +174,7 @@ def _command(session, words, stdin, last):
       plain.append(word)
       continue
     if not words or isinstance(words[0], str):
-      return commands.failed("sh", "syntax error")
+      return sessions.failed("sh", "syntax error")
     name = words.pop(0).text
     if word == "2>":
       quiet = True
@@ -184,35 +185,35 @@ def _command(session, words, stdin, last):
   for name in sources:
     text = session.read(name)
     if text is None:
-      return commands.failed("sh", f"{name}: No such file")
+      return sessions.failed("sh", f"{name}: No such file")
     stdin = text
   if not plain:
-    return commands.failed("sh", "syntax error")
+    return sessions.failed("sh", "syntax error")
   result = _guarded(session, _expanded(session, plain), stdin, target, last)
   if target is not None:
     before = session.files
     reason = session.write(target, result.out, append=append)
     if reason is None and _too_large(session.files):
       session.files, reason = before, "disk full"
-    error = commands.failed("sh", f"{target}: {reason}").err if reason else ""
-    result = commands.Result("", result.err + error, result.fails)
+    error = sessions.failed("sh", f"{target}: {reason}").err if reason else ""
+    result = sessions.Result("", result.err + error, result.fails)
   fails = result.fails or bool(result.err)
-  return commands.Result(result.out, "" if quiet else result.err, fails)
+  return sessions.Result(result.out, "" if quiet else result.err, fails)
 
 
 def _guarded(session, args, stdin, target, last):
   """A command's result; what would fill the disk is undone."""
   run_one = commands.COMMANDS.get(args[0])
   if run_one is None:
-    return commands.failed("sh", f"{args[0]}: command not found")
+    return sessions.failed("sh", f"{args[0]}: command not found")
   before = session.files
   session.files = dict(before)
   session.tty = last and target is None
   result = run_one(session, args[1:], stdin)
   if _too_large(session.files):
     session.files = before
-    return commands.failed(args[0], "disk full")
-  return commands.Result(
+    return sessions.failed(args[0], "disk full")
+  return sessions.Result(
     result.out[:MOST_OUTPUT], result.err[:MOST_OUTPUT], result.fails
   )
 
