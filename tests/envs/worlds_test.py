@@ -13,8 +13,9 @@ from pivotrl_jax.envs import base
 from pivotrl_jax.envs import worlds
 
 NAMES = tuple(worlds.WORLDS)
-# Actions that each world gets from an agent that tries anything.
-HOSTILE = int(os.environ.get("PIVOTRL_HOSTILE", "2000"))
+# Actions that a world gets from an agent that tries anything; swe runs code.
+HOSTILE = int(os.environ.get("PIVOTRL_HOSTILE", "10000"))
+HOSTILE_SWE = int(os.environ.get("PIVOTRL_HOSTILE", "2000"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,7 +170,7 @@ def test_whatever_an_agent_does_the_world_answers_and_gives_nothing(name):
   env = worlds.WORLDS[name]
   rng = random.Random(name)
   done = 0
-  while done < HOSTILE:
+  while done < (HOSTILE_SWE if name == "swe" else HOSTILE):
     task = env.make_task(done, "train")
     state, messages = env.reset(task)
     heard = [word for m in messages for word in (m.content, *m.content.split())]
@@ -185,3 +186,14 @@ def test_whatever_an_agent_does_the_world_answers_and_gives_nothing(name):
     # What it heard may hold the answer of a search, which then counts.
     if env.success(task, state):
       assert name == "search" and state.answer in heard
+
+
+def test_the_report_is_a_row_a_world(capsys):
+  assert report.main(["tau", "search", "--episodes=2", "--tasks=9"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("| world | tasks, at least | expert's success |")
+  # 9 tasks, all different: 9^2 / 6.
+  assert lines[2].startswith("| tau | 13 | 100.0 % |")
+  assert lines[3].startswith("| search | 13 | 100.0 % |")
+  assert report.main(["moon"]) == 2
+  assert "world 'moon'; expected some of swe, tau" in capsys.readouterr().err
