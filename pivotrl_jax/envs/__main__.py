@@ -154,7 +154,7 @@ def under(policy: str, config: Any, workdir: pathlib.Path) -> dict[str, float]:
   rows = [
     row
     for _, row in records.read_jsonl(workdir / evaluate.BASE)
-    if row["suite"] == worlds.of(config)
+    if row["suite"] == config.domain
   ]
   return {
     "policy": float(np.mean([row["success"] for row in rows])),

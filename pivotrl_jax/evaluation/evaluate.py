@@ -102,7 +102,7 @@ def _world(config, policy, engine, seed):
     max_prompt_tokens=_longest(config),
   )
   return [
-    _row(name, task.id, seed, e.success, e.turns, e.tokens)
+    _row(env.DOMAIN, task.id, seed, e.success, e.turns, e.tokens)
     for task, e in zip(tasks, episodes, strict=True)
   ]
 
