@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import urllib.parse
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ _CHOICES = {
   "data.empty_thinking": tokenizer_lib.EMPTY_THINKING,
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": attention.BODIES,
+  "engine.name": ("jax", "sglang"),
+  "engine.stale": ("refuse", "correct"),
   "train.advantage": ("grpo", "loo", "rloo", "dr_grpo"),
   "train.kl": ("k1", "k2", "k3"),
   "train.loss_norm": ("token", "sequence", "constant"),
@@ -37,6 +40,17 @@ _LEAST = {
   "rollout.group_size": 2,
   "rollout.max_tokens": 1,
   "rollout.temperature": 0.0,
+  "rollout.top_k": 0,
+  "engine.tolerance": 0.0,
+  "engine.rows_per_request": 1,
+  "engine.concurrency": 1,
+  "engine.retries": 0,
+  "serve.context": 2,
+  "serve.slice_tokens": 1,
+  "serve.batch_rows": 1,
+  "serve.queue_rows": 1,
+  "serve.max_body": 1,
+  "serve.max_n": 1,
   "train.steps": 0,
   "train.learning_rate": 0.0,
   "train.updates_per_batch": 1,
@@ -90,6 +104,7 @@ def check(config: Any) -> None:
       " equal actions have no variance"
     )
   _check_attention(config.model)
+  _check_engine(config)
   _check_verifier(config.verifier)
   _check_paths(config)
   policy_lib.template_kwargs(config)
@@ -103,6 +118,28 @@ def _check_attention(config):
     raise errors.InputError(
       f"--config.model.attention: cudnn, on {backend} in {config.dtype};"
       " expected a GPU and --config.model.dtype=bfloat16"
+    )
+
+
+def _check_engine(config):
+  given = config.engine
+  if given.name == "jax":
+    if given.release:
+      raise errors.InputError(
+        "--config.engine.release: True; expected --config.engine.name=sglang"
+      )
+    return
+  for address in [*given.urls.split(","), *filter(None, [given.router])]:
+    parts = urllib.parse.urlsplit(address.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+      raise errors.InputError(
+        f"--config.engine.urls: {address!r}; expected addresses such as"
+        " http://127.0.0.1:30000, with commas between"
+      )
+  if given.stale == "correct" and not config.train.importance_cap:
+    raise errors.InputError(
+      "--config.engine.stale: correct, with train.importance_cap=0; expected a"
+      " cap above 0, as importance weights are what corrects"
     )
 
 

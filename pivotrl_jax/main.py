@@ -29,6 +29,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
+_RECORD = flags.DEFINE_string(
+  "record", None, "File to which `serve` appends every exchange."
+)
 _STAGES = flags.DEFINE_list(
   "stages", None, "Stages to run, in order; all by default."
 )
@@ -90,6 +93,8 @@ STAGES = {
 # Stages that run only when they are asked for.
 _BY_NAME = ("export",)
 DEFAULT_STAGES = tuple(s for s in STAGES if s not in _BY_NAME)
+# Stages that make nothing, hence are never done.
+_SERVICES = {"serve": "pivotrl_jax.engines.server:run"}
 
 
 def run(config, path: pathlib.Path, stages: list[str]) -> None:
@@ -100,6 +105,9 @@ def run(config, path: pathlib.Path, stages: list[str]) -> None:
     records.write_text(path / "config.json", [text])
     for stage in stages:
       if stage == "warm_start" and not config.warm_start.steps:
+        continue
+      if stage in _SERVICES:
+        _function(_SERVICES[stage])(config, path)
         continue
       _run_stage(config, path, stage)
 
@@ -134,13 +142,17 @@ def _run_stage(config, path, stage):
     )
   workdir_lib.begin(path, stage, key, list(partial))
   started = time.monotonic()
-  module, name = function.split(":")
-  getattr(importlib.import_module(module), name)(config, path)
+  _function(function)(config, path)
   workdir_lib.mark_done(path, stage, key, list(outputs))
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
   logging.info("%s: %.1f s", stage, seconds)
+
+
+def _function(place):
+  module, name = place.split(":")
+  return getattr(importlib.import_module(module), name)
 
 
 # Inputs that a run may lack: without a warm start, without a world.
@@ -165,14 +177,17 @@ def main(_) -> None:
       "--config: not given; expected a file such as configs/swe.py"
     )
   stages = list(_STAGES.value or DEFAULT_STAGES)
-  unknown = [s for s in stages if s not in STAGES]
+  known = [*STAGES, *_SERVICES]
+  unknown = [s for s in stages if s not in known]
   if unknown:
     raise errors.InputError(
-      f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+      f"--stages: {unknown[0]!r}; expected some of {', '.join(known)}"
     )
   config_check.expand(_CONFIG.value)
+  if _RECORD.value is not None:
+    _CONFIG.value.serve.record = _RECORD.value
   config_check.check(_CONFIG.value)
-  if any("model" in STAGES[stage][1] for stage in stages):
+  if any(s in _SERVICES or "model" in STAGES[s][1] for s in stages):
     policy_lib.check(_CONFIG.value)
   _keep_programs()
   run(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser(), stages)
@@ -205,6 +220,8 @@ def entry() -> None:
     app.run(main, flags_parser=_parse)
   except errors.InputError as error:
     _fail(str(error), 2)
+  except errors.EngineError as error:
+    _fail(f"{error}; the same command goes on", 1)
   except OSError as error:
     place = error.filename or "a file"
     _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)

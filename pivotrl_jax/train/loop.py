@@ -18,10 +18,12 @@ import numpy as np
 import tqdm
 
 from pivotrl_jax import compilations
+from pivotrl_jax import errors
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
+from pivotrl_jax.diagnostics import mismatch
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.pivots import rollouts
@@ -65,7 +67,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     compiled = compilations.Compilations()
     for index in bar:
       started = time.monotonic()
-      state, scalars = advance(state, index)
+      try:
+        state, scalars = advance(state, index)
+      except errors.EngineError:
+        # What is done is kept: the same command goes on from here.
+        saved.save(index, state)
+        raise
       seconds = time.monotonic() - started
       compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, seconds=seconds)
@@ -86,6 +93,12 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   }
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
+  if sampling.top_p < 1 or sampling.top_k:
+    logging.warning(
+        "train: rollout.top_p=%g, rollout.top_k=%d: tokens come from a cut"
+        " distribution, of which ratios and log-probs do not speak",
+        sampling.top_p, sampling.top_k,
+    )  # fmt: skip
   score = rollouts.Scorer(config, workdir)
   log_probs_fn = sft.log_probs_fn(
     config, policy.config, temperature=config.rollout.temperature
@@ -142,6 +155,8 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       ),
       score=score,
     )
+    if config.engine.release:
+      engine.release()
     rewards = np.array([g.rewards for g in groups], np.float32)
     batch, places = _pack(config, groups, rewards, shape)
     reference_log_probs = score_batch(reference, batch)
@@ -151,14 +166,15 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     for update in range(config.train.updates_per_batch):
       state, metrics, branch = step(state, batch)
       if update == 0:
-        scalars, log_prob = metrics, branch["log_prob"]
-    host = jax.device_get((scalars, log_prob, reference_log_probs))
+        scalars, of_rows = metrics, branch
+    host = jax.device_get((scalars, of_rows, reference_log_probs))
     scalars = {f"train/{k}": float(v) for k, v in host[0].items()}
-    rows = host[1].reshape(-1)[places].reshape(rewards.shape)
+    rows = host[1]["log_prob"].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
     tokens = engine.stats.sampled_tokens
     scalars |= watch.rollouts(groups, rewards, batch, tokens)
+    scalars |= _mismatch(config, index, groups, host[1]["gap"], places)
     rho = np.array([means[t.candidate.id] for t in chosen])
     scalars |= watch.ordering(rewards, rows, rows_ref, rho)
     return state, scalars | watch.held_out(state.params)
@@ -226,6 +242,23 @@ def _pack(config, groups, rewards, shape):
   )
 
 
+def _mismatch(config, index, groups, gap, places):
+  """`mismatch/` scalars of a step; a warning above the threshold."""
+  lengths = np.array([len(c.ids) for g in groups for c in g.completions])
+  rows = gap.reshape(-1, gap.shape[-1])[places]
+  found = mismatch.mismatch(
+    np.concatenate([row[:n] for row, n in zip(rows, lengths, strict=True)]),
+    lengths,
+  )
+  if 0 < config.train.mismatch_warning < found["p99"]:
+    logging.warning(
+        "train: step %d: the 99th percentile of the gap between the engine's"
+        " log-probs and the trainer's is %.3g (train.mismatch_warning=%g)",
+        index + 1, found["p99"], config.train.mismatch_warning,
+    )  # fmt: skip
+  return {f"mismatch/{name}": value for name, value in found.items()}
+
+
 def _weights(config, lengths):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
@@ -261,6 +294,7 @@ def _grpo_step(config, log_probs_fn, tx):
       loss_norm=t.loss_norm,
       importance_cap=t.importance_cap,
       importance_floor=t.importance_floor,
+      reject_gap=t.reject_gap,
     ),
     tx=tx,
   )
