@@ -49,6 +49,7 @@ class Endpoint:
     timeout: float,
     key: str = "",
     admin_key: str = "",
+    transport: httpx2.BaseTransport | None = None,
   ):
     """Calls nothing yet.
 
@@ -57,12 +58,14 @@ class Endpoint:
       timeout: seconds that generating, or taking up weights, may take.
       key, admin_key: bearer tokens; SGLang's `--admin-api-key` opens the
         calls that change weights or memory, `--api-key` the others.
+      transport: in the network's stead.
     """
     self.address = address.rstrip("/")
     self._client = httpx2.Client(
       base_url=self.address,
       timeout=httpx2.Timeout(timeout, connect=_QUICK),
       limits=httpx2.Limits(max_connections=None),
+      transport=transport,
     )
     self._headers = _bearer(key)
     self._admin_headers = _bearer(admin_key or key)

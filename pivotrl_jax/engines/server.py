@@ -135,7 +135,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   given = config.serve
   bound = _listen(given.host, given.port)
   policy = _policy(config, workdir)
-  service = _service(config, policy)
+  service = make(config, policy)
   address, port = bound.getsockname()[:2]
   at = f"[{address}]" if ":" in address else address
   logging.info(
@@ -190,7 +190,7 @@ def _policy(config, workdir):
   )
 
 
-def _service(config, policy):
+def make(config: Any, policy: policy_lib.Policy) -> Service:
   """The engine, loaded and ready, and what is in front of it."""
   given = config.serve
   engine = policy_lib.engine(policy, config)
@@ -277,7 +277,7 @@ def app(service: Service) -> applications.Starlette:
   def route(path, handler, *methods, admin=False, open_to_all=False):
     async def answer(request):
       if not open_to_all:
-        _check_key(service, request, admin)
+        check_key(service, request, admin)
       return await handler(service, request)
 
     return routing.Route(path, answer, methods=methods)
@@ -343,7 +343,8 @@ async def _say_failure(_, error):
   return responses.JSONResponse(body, 500)
 
 
-def _check_key(service, request, admin):
+def check_key(service: Service, request: Any, admin: bool) -> None:
+  """ApiError unless the request's key opens the route."""
   wanted = service.admin_key if admin and service.admin_key else service.key
   given = request.headers.get("authorization", "")
   if wanted and not hmac.compare_digest(

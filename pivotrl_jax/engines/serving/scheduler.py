@@ -96,6 +96,11 @@ class Scheduler:
     self._calls = itertools.count()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
 
+  @property
+  def load(self) -> int:
+    """Rows that wait or run."""
+    return sum(row.finish is None for row in self._rows)
+
   def submit(self, rows: Sequence[Row], *, whole: bool = False) -> None:
     """Takes rows; `whole`, as one engine call of their own.
 
@@ -105,9 +110,9 @@ class Scheduler:
     """
     if self.asleep:
       raise Asleep("the weights are released; expected a hand-over first")
-    if len(self._rows) + len(rows) > self._queue_rows:
+    if self.load + len(rows) > self._queue_rows:
       raise Full(
-        f"{len(self._rows)} completions wait or run, {len(rows)} more do not"
+        f"{self.load} completions wait or run, {len(rows)} more do not"
         f" fit; expected {self._queue_rows} at most"
       )
     call = next(self._calls) if whole else None
