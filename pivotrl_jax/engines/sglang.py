@@ -193,17 +193,23 @@ class SGLang:
         if number:
           self.stats.retries += 1
           self._bring(abort=True)
-        calls = self._target(place + number)
-        found = calls.generate(
-          prompts, sampling, seeds, vocab_size=self._vocab_size
+        found = self._generate(
+          self._target(place + number), prompts, sampling, seeds
         )
-        stale = {c.version for c in found} - {self.version}
-        if stale and self._stale == "refuse":
-          raise endpoint.Failure(
-            f"{calls.address}: sampled from {min(stale)!r}; expected"
-            f" {self.version!r}",
-            passing=True,
-          )
+    return found
+
+  def _generate(self, calls, prompts, sampling, seeds):
+    """What a server samples, from the weights it should."""
+    found = calls.generate(
+      prompts, sampling, seeds, vocab_size=self._vocab_size
+    )
+    stale = {c.version for c in found} - {self.version}
+    if stale and self._stale == "refuse":
+      raise endpoint.Failure(
+        f"{calls.address}: sampled from {min(stale)!r}; expected"
+        f" {self.version!r}",
+        passing=True,
+      )
     return found
 
   def _target(self, number):
@@ -268,11 +274,20 @@ class SGLang:
     """Sees that a server holds the weights, handing them over if not."""
     with server.lock:
       held, server.version = server.version, None
-      if held is not None and server.calls.weight_version() == self.version:
-        self._verify(server)
-      else:
+      if held != self.version or not self._holds(server):
         self._hand_over(server, abort)
       server.version = self.version
+
+  def _holds(self, server):
+    """Whether it still has what was handed over."""
+    try:
+      if server.calls.weight_version() != self.version:
+        return False
+      self._verify(server)
+    except endpoint.Failure as failure:
+      logging.warning("sglang: hands over again: %s", failure)
+      return False
+    return True
 
   def _hand_over(self, server, abort):
     wrong = self._deterministic and endpoint.check_info(
@@ -309,11 +324,11 @@ class SGLang:
 
   def _verify(self, server):
     """Compares greedy answers; Failure where they are apart."""
-    (got,) = server.calls.generate(
+    (got,) = self._generate(
+      server.calls,
       [handover.prompt(self._vocab_size)],
       handover.GREEDY,
       [0],
-      vocab_size=self._vocab_size,
     )
     gap = handover.gap(got, self._wanted)
     if not gap <= self._tolerance:

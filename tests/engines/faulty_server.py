@@ -86,6 +86,7 @@ def main(model, port, faults):
   config.model.path = model
   config.data.max_prompt_tokens = 256
   config.serve.context = 2048
+  config.serve.batch_rows = 8  # One shape: little to compile.
   policy = policy_lib.load(pathlib.Path(model))
   service = server.make(config, policy)
   service.scheduler.engine.version = "default"

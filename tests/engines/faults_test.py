@@ -1,0 +1,259 @@
+"""Faults over real sockets and processes: a sidecar that fails in every way.
+
+Slow (tens of seconds) because servers are processes that start, die and start
+again.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from configs import swe
+from launchers import sglang_sidecar
+from pivotrl_jax import errors
+from pivotrl_jax import main
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import endpoint
+from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import hf
+from tests.engines import conftest
+
+SERVER = pathlib.Path(__file__).parent / "faulty_server.py"
+SAMPLING = base.SamplingParams(max_tokens=6, stop_ids=(0, 2))
+PROMPTS = [np.arange(5, 30), np.arange(5, 20), np.arange(40, 50)]
+
+
+class Watched:
+  """A faulty server under a sidecar, with a thread that watches it."""
+
+  def __init__(self, model, folder, **knobs):
+    self.faults = folder / "faults.json"
+    self.faults.write_text("[]")
+    port = conftest.free_port()
+    self.sidecar = sglang_sidecar.Sidecar(
+      command=[
+        sys.executable, str(SERVER), str(model), str(port), str(self.faults),
+      ],
+      address=f"http://127.0.0.1:{port}",
+      log=folder / "server.log",
+      **{"restarts": 5, "hang_timeout": 60.0} | knobs,
+    )  # fmt: skip
+    self._stopping = threading.Event()
+    self._thread = threading.Thread(
+      target=sglang_sidecar.serve, args=([self.sidecar], (), self._stopping)
+    )
+    self._thread.start()
+
+  @property
+  def address(self):
+    return self.sidecar.address
+
+  def meets(self, *faults):
+    self.faults.write_text(json.dumps(faults))
+
+  def left(self):
+    return json.loads(self.faults.read_text())
+
+  def stop(self):
+    self._stopping.set()
+    self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def watched(small, tmp_path_factory):
+  found = Watched(small, tmp_path_factory.mktemp("watched"))
+  yield found
+  found.stop()
+
+
+@pytest.fixture(scope="module")
+def policy(small):
+  return policy_lib.load(small)
+
+
+@pytest.fixture(scope="module")
+def engine(watched, policy, tmp_path_factory):
+  return _engine(
+    policy, watched.address, tmp_path_factory.mktemp("weights"), timeout=20.0
+  )
+
+
+def _engine(policy, addresses, folder, **knobs):
+  config = conftest.config_of(policy.path)
+  config.engine.name = "sglang"
+  config.engine.urls = addresses
+  config.engine.weights = str(folder)
+  config.engine.patience = 120.0
+  config.engine.update(knobs)
+  return policy_lib.engine(policy, config)
+
+
+def _sample(engine):
+  return engine.sample(PROMPTS, SAMPLING, [7, 8, 9])
+
+
+def _same(found, want):
+  for one, other in zip(found, want, strict=True):
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(one.log_probs, other.log_probs)
+
+
+@pytest.mark.parametrize(
+  "faults",
+  [["500"], ["half"], ["fewer"], ["old"], ["other"], ["die"],
+   ["500", "half", "fewer", "500"]],
+  ids=" ".join,
+)  # fmt: skip
+def test_a_step_is_finished_by_retry(engine, watched, faults):
+  want = _sample(engine)
+  watched.meets(*faults)
+  _same(_sample(engine), want)
+  assert engine.stats.retries == len(faults)
+  assert watched.left() == []
+
+
+def test_a_hand_over_is_finished_by_retry(engine, watched, policy):
+  want = _sample(engine)
+  # Met by the verification after the hand-over.
+  watched.meets("500", "half")
+  engine.load(policy.params, "again")
+  found = _sample(engine)
+  _same(found, want)
+  assert {c.version for c in found} == {"again"}
+
+
+def test_who_does_not_answer_in_time_is_asked_again(watched, policy, tmp_path):
+  engine = _engine(policy, watched.address, tmp_path, timeout=3.0)
+  want = _sample(engine)
+  watched.meets("hang")
+  started = time.monotonic()
+  _same(_sample(engine), want)
+  assert 3.0 <= time.monotonic() - started
+
+
+def test_what_never_ends_is_one_line(watched, policy, tmp_path):
+  engine = _engine(policy, watched.address, tmp_path, retries=2)
+  watched.meets(*["500"] * 3)
+  with pytest.raises(errors.EngineError, match="engine: .*500 broken"):
+    _sample(engine)
+  watched.meets()
+  assert _sample(engine)
+
+
+def test_another_server_finishes_the_step(small, watched, policy, tmp_path):
+  """One dies for good; later it is back with another model."""
+  other = Watched(small, tmp_path, restarts=0)
+  try:
+    urls = f"{watched.address},{other.address}"
+    engine = _engine(policy, urls, tmp_path / "w", rows_per_request=1)
+    want = _sample(engine)
+    os.killpg(other.sidecar.process.pid, signal.SIGKILL)
+    _same(_sample(engine), want)
+    assert engine.stats.retries > 0
+  finally:
+    other.stop()
+  engine.load(policy.params, "without it")
+  _same(_sample(engine), want)
+
+
+def test_another_model_is_one_line(watched, policy, tmp_path):
+  """A server that cannot take up the weights."""
+  shape = policy.hf_config | {"num_hidden_layers": 2}
+  layers = policy.params | {"layers_1": policy.params["layers_0"]}
+  hf.save(tmp_path / "deeper", layers, shape, policy.path)
+  deeper = policy_lib.load(tmp_path / "deeper")
+  with pytest.raises(errors.EngineError, match="another shape of model"):
+    _engine(deeper, watched.address, tmp_path / "w", retries=1)
+
+
+def test_a_hanging_server_is_restarted(small, tmp_path):
+  """SIGSTOP: it is there, and answers nothing."""
+  watched = Watched(small, tmp_path, hang_timeout=4.0)
+  try:
+    calls = endpoint.Endpoint(watched.address, timeout=5)
+    _until(calls.ready)
+    first = watched.sidecar.process.pid
+    os.kill(first, signal.SIGSTOP)
+    _until(lambda: watched.sidecar.process.pid != first and calls.ready())
+    assert watched.sidecar.restarts == 4
+  finally:
+    watched.stop()
+  assert not calls.ready()
+
+
+def test_a_server_that_never_comes_up_is_one_line(tmp_path):
+  sidecar = sglang_sidecar.Sidecar(
+      command=[sys.executable, "-c", "raise SystemExit('no card')"],
+      address=f"http://127.0.0.1:{conftest.free_port()}",
+      log=tmp_path / "log",
+  )  # fmt: skip
+  with pytest.raises(sglang_sidecar.Gone, match="ended with 1; .*no card"):
+    sglang_sidecar.serve([sidecar], [], threading.Event())
+
+
+def _until(ready):
+  end = time.monotonic() + 120
+  while not ready():
+    assert time.monotonic() < end
+    time.sleep(0.1)
+
+
+def _config(**engine):
+  """A short run of the mini policy; only it earns what can be learnt from."""
+  config = swe.get_config("tiny")
+  config.select = "random"
+  config.data.trajectories = 2
+  config.profile.group_size = 2
+  config.rollout.pivots_per_step = 2
+  config.train.steps = 2
+  config.train.watch_prompts = 0
+  config.serve.batch_rows = 8
+  config.engine.update(engine)
+  return config
+
+
+STAGES = ["import", "candidates", "profile", "select", "train"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """A run with the engine in process: its rows and its final weights."""
+  path = tmp_path_factory.mktemp("runs") / "undisturbed"
+  main.run(_config(), path, STAGES)
+  return path
+
+
+def test_a_run_through_faults_ends_in_the_same_weights(undisturbed, tmp_path):
+  """Over HTTP, with a fault at every other request: the same to the bit."""
+  watched = Watched(policy_lib.MINI, tmp_path)
+  watched.meets(*["ok", "500", "half", "ok", "fewer", "old", "other", "die"])
+  try:
+    config = _config(name="sglang", urls=watched.address)
+    main.run(config, tmp_path / "run", STAGES)
+    assert watched.left() == []
+    for name in ("profiles.jsonl", "metrics.jsonl", "export/model.safetensors"):
+      found, want = (
+        (path / name).read_bytes() for path in (tmp_path / "run", undisturbed)
+      )
+      assert found == want, name
+    # Then for good: one line, and a checkpoint to go on from.
+    watched.meets(*["ok"] * 3, *["500"] * 20)
+    config = _config(name="sglang", urls=watched.address, retries=1)
+    with pytest.raises(errors.EngineError, match="500 broken"):
+      main.run(config, tmp_path / "lost", STAGES)
+    watched.meets()
+    main.run(config, tmp_path / "lost", STAGES)
+    assert (
+      tmp_path / "lost" / "export" / "model.safetensors"
+    ).read_bytes() == (
+      undisturbed / "export" / "model.safetensors"
+    ).read_bytes()
+  finally:
+    watched.stop()
