@@ -12,6 +12,7 @@ third_party/sglang/README.md.
 
 from collections.abc import Sequence
 import dataclasses
+import logging as py_logging
 import os
 import pathlib
 import shlex
@@ -84,14 +85,16 @@ class Sidecar:
       )
     self.healthy = time.monotonic()
 
-  def wait(self) -> None:
-    """Until it is ready.
+  def wait(self, stopping: threading.Event) -> None:
+    """Until it is ready, or `stopping` is set.
 
     Raises:
       Gone: it ended, or is not ready within `start_timeout`.
     """
     end = time.monotonic() + self.start_timeout
     while not self._answers("/ready"):
+      if stopping.is_set():
+        return
       if self.process.poll() is not None or time.monotonic() > end:
         ended = self.process.poll()
         self.stop()
@@ -100,7 +103,7 @@ class Sidecar:
       time.sleep(_POLL)
     self.healthy = time.monotonic()
 
-  def watch(self) -> None:
+  def watch(self, stopping: threading.Event) -> None:
     """One look; restarts a server that has ended or hangs.
 
     Raises:
@@ -121,7 +124,7 @@ class Sidecar:
       "sidecar: %s %s; restarted, %d left", self.address, how, self.restarts
     )
     self.start()
-    self.wait()
+    self.wait(stopping)
 
   def stop(self) -> None:
     """Ends it and all it started; SIGKILL where SIGTERM does not do."""
@@ -130,6 +133,7 @@ class Sidecar:
     for number, grace in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
       try:
         os.killpg(self.process.pid, number)
+        os.killpg(self.process.pid, signal.SIGCONT)
       except ProcessLookupError:
         break
       try:
@@ -141,8 +145,12 @@ class Sidecar:
   def _answers(self, path):
     headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
     try:
-      # A server that hangs must not be waited for.
-      found = httpx2.get(self.address + path, headers=headers, timeout=20.0)
+      # A server that hangs must not be waited for long.
+      found = httpx2.get(
+        self.address + path,
+        headers=headers,
+        timeout=min(20.0, self.hang_timeout),
+      )
     except httpx2.HTTPError:
       return False
     return found.status_code == 200
@@ -171,15 +179,15 @@ def serve(
     for sidecar in sidecars:
       sidecar.start()
     for sidecar in sidecars:
-      sidecar.wait()
+      sidecar.wait(stopping)
     logging.info("sidecar: ready: %s", ",".join(s.address for s in sidecars))
-    if command:
+    if command and not stopping.is_set():
       child = subprocess.Popen(command)
     while not stopping.wait(_POLL):
       if child is not None and child.poll() is not None:
         return child.returncode
       for sidecar in sidecars:
-        sidecar.watch()
+        sidecar.watch(stopping)
     return 0
   finally:
     if child is not None and child.poll() is None:
@@ -191,6 +199,7 @@ def serve(
 
 def main(argv):
   logging.set_verbosity(logging.INFO)
+  py_logging.getLogger("httpx2").setLevel(py_logging.WARNING)
   if not _PYTHON.value or not _MODEL.value:
     raise app.UsageError("--python and --model: not given; expected both")
   script = ROOT / "third_party" / "sglang" / f"start_{_DEVICE.value}.sh"

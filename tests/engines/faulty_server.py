@@ -82,6 +82,10 @@ class Faulty:
 
 
 def main(model, port, faults):
+  # Who starts again, or beside another, compiles nothing again.
+  programs = pathlib.Path(faults).parent.parent / "programs"
+  jax.config.update("jax_compilation_cache_dir", str(programs))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   config = swe.get_config("tiny")
   config.model.path = model
   config.data.max_prompt_tokens = 256

@@ -302,3 +302,81 @@ def test_memory_is_released_and_taken_again(served, tmp_path):
   engine.load(served.policy.params, served.policy.version)
   (got,) = engine.sample([np.array([5, 6])], SAMPLING, [3])
   np.testing.assert_array_equal(got.log_probs, want.log_probs)
+
+
+def _recorded():
+  """Replays what SGLang 0.5.23 answered to these requests, in their order."""
+  rows = iter(json.loads(RECORDED.read_text()))
+
+  def answer(request):
+    row = next(rows)
+    body = json.loads(request.content) if request.content else None
+    if body and "rid" in body:
+      assert all(isinstance(rid, str) for rid in body["rid"])
+      body["rid"] = "any"
+    assert (request.method, request.url.path) == (row["method"], row["path"])
+    assert body == row["body"]
+    if isinstance(row["answer"], str):
+      return httpx2.Response(row["status"], text=row["answer"])
+    return httpx2.Response(row["status"], json=row["answer"])
+
+  return _answering(answer)
+
+
+def test_a_real_exchange(tmp_path):
+  """Recorded on SGLang's own CPU server with the mini policy."""
+  calls, mini = _recorded(), policy_lib.load(policy_lib.MINI)
+  size = mini.config.vocab_size
+  assert calls.ready()
+  assert endpoint.check_info(calls.info(), "http://test") is None
+  assert calls.weight_version() == "start"
+  with pytest.raises(endpoint.Failure, match="400.*/nowhere") as caught:
+    calls.update_weights("/nowhere", "step 0", abort=False)
+  assert not caught.value.passing
+  calls.update_weights("MODEL", "step 1", abort=True)
+  assert calls.weight_version() == "step 1"
+  (greedy,) = calls.generate(
+    [handover.prompt(size)], handover.GREEDY, [0], vocab_size=size
+  )
+  writer = handover.Writer(
+      tmp_path, config=mini.config, hf_config=mini.hf_config,
+      tokenizer=mini.path, dtype="float32", attention="auto",
+  )  # fmt: skip
+  assert handover.gap(greedy, writer.answer(mini.params, "")) < 1e-4
+  prompt = [
+    1,
+    304,
+    201,
+    675,
+    334,
+    223,
+    21,
+    500,
+    223,
+    22,
+    33,
+    2,
+    201,
+    1,
+    322,
+    201,
+  ]
+  sampling = base.SamplingParams(max_tokens=6, stop_ids=(0, 2), temperature=0.6)
+  first, second, third = calls.generate(
+    [np.array(prompt), np.array(prompt), np.array(prompt[:9])],
+    sampling,
+    [1, 2, (1 << 64) - 1],
+    vocab_size=size,
+  )
+  # "37" and "47", each with the stop token at its end; the third was cut off.
+  assert mini.tokenizer.decode(first.ids) == "37<|im_end|>"
+  assert mini.tokenizer.decode(second.ids) == "47<|im_end|>"
+  assert first.finish == second.finish == "stop" and third.finish == "length"
+  assert first.log_probs[0] == np.float32(-2.93808650970459)
+  with pytest.raises(endpoint.Failure, match="400.*temperature"):
+    calls.generate(
+      [np.array(prompt)],
+      dataclasses.replace(sampling, max_tokens=4, temperature=-1.0),
+      [0],
+      vocab_size=size,
+    )
