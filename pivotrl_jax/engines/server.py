@@ -23,14 +23,12 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-import jinja2
 import numpy as np
 from starlette import applications
 from starlette import exceptions
 from starlette import requests
 from starlette import responses
 from starlette import routing
-from transformers import PreTrainedTokenizerBase
 import uvicorn
 
 from pivotrl_jax import errors
@@ -95,7 +93,7 @@ class Service:
   """
 
   scheduler: scheduler.Scheduler
-  tokenizer: PreTrainedTokenizerBase
+  tokenizer: tokenizer_lib.Tokenizer
   vocab_size: int
   model: str
   limits: Limits
@@ -115,10 +113,6 @@ class Service:
   @property
   def version(self) -> str:
     return self.scheduler.engine.version
-
-  @property
-  def stop_ids(self) -> tuple[int, ...]:
-    return tokenizer_lib.stop_ids(self.tokenizer)
 
   async def in_text_thread(self, function: Callable[..., Any], *args: Any):
     """`function(*args)` without holding up the event loop."""
@@ -166,7 +160,7 @@ def _listen(host, port):
 def _policy(config, workdir):
   """What is served, and how its directory is called."""
   if (workdir / "export").exists():
-    return policy_lib.load(workdir / "export")
+    return policy_lib.load(workdir / "export", config)
   policy = policy_lib.starting(config, workdir)
   if not (workdir / "checkpoints").exists():
     return policy
@@ -198,7 +192,7 @@ def make(config: Any, policy: policy_lib.Policy) -> Service:
     range(1, min(given.context, config.data.max_prompt_tokens) + 1),
     base.SamplingParams(
       max_tokens=given.slice_tokens,
-      stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
+      stop_ids=policy.tokenizer.stop_ids,
     ),
     prompts=given.batch_rows,
     rows=1,
@@ -429,7 +423,7 @@ def _installed():
 async def _chat(service, request):
   body = await _body(service, request)
   wanted = openai.chat(body, model=service.model, most=service.limits.n)
-  prompt = await service.in_text_thread(_chat_prompt, service, wanted)
+  prompt, wanted = await service.in_text_thread(_chat_prompt, service, wanted)
   name = f"chatcmpl-{secrets.token_hex(12)}"
   rows = _rows(service, wanted, [prompt])
   service.scheduler.submit(rows)
@@ -452,14 +446,15 @@ async def _chat(service, request):
 
 
 def _chat_prompt(service, wanted):
+  """The prompt's ids, and the request that knows of them."""
   try:
     ids = render.prompt_ids(service.tokenizer, wanted.messages, wanted.tools)
-  except (jinja2.TemplateError, TypeError, ValueError) as error:
-    raise fields.ApiError(
-      400, f"the chat template refuses this: {error}", param="messages"
-    ) from error
-  forced = service.tokenizer.encode(wanted.forced, add_special_tokens=False)
-  return np.concatenate([ids, np.array(forced, np.int32)])
+  except errors.InputError as error:
+    raise fields.ApiError(400, str(error), param="messages") from error
+  forced = service.tokenizer.hf.encode(wanted.forced, add_special_tokens=False)
+  return np.concatenate([ids, np.array(forced, np.int32)]), dataclasses.replace(
+    wanted, forced_ids=len(forced)
+  )
 
 
 async def _complete(service, request):
@@ -479,7 +474,7 @@ async def _complete(service, request):
     return _sse(_text_events(service, name, wanted, rows))
   choices = await _finished(service, request, wanted, rows)
   for choice in choices:
-    asked = text_lib.decode(service.tokenizer, choice.prompt)
+    asked = service.tokenizer.decode(choice.prompt)
     said = {"role": "assistant", "content": choice.text}
     chat = {"messages": [{"role": "user", "content": asked}]}
     _record(service, name, chat, said, choice)
@@ -499,7 +494,7 @@ async def _complete(service, request):
 
 def _text_prompt(service, prompt):
   if isinstance(prompt, str):
-    prompt = service.tokenizer.encode(prompt, add_special_tokens=False)
+    prompt = service.tokenizer.hf.encode(prompt, add_special_tokens=False)
   if not prompt:
     raise fields.ApiError(400, "prompt: empty; expected text", param="prompt")
   return np.array(prompt, np.int32)
@@ -522,7 +517,7 @@ def _rows(service, wanted, prompts):
       )
     sampling = base.SamplingParams(
       max_tokens=tokens,
-      stop_ids=service.stop_ids,
+      stop_ids=service.tokenizer.stop_ids,
       temperature=wanted.temperature,
       top_p=wanted.top_p,
       top_k=wanted.top_k,
@@ -690,6 +685,7 @@ async def _chat_events(service, name, wanted, body, rows):
 
   told = [0] * len(rows)  # Ids that have been told of.
   said = [""] * len(rows)
+  opened = render.opens_thinking(service.tokenizer, rows[0].prompt)
   for i in range(len(rows)):
     yield chunk(i, {"role": "assistant", "content": ""})
   try:
@@ -701,9 +697,8 @@ async def _chat_events(service, name, wanted, body, rows):
       message = whole["message"]
       text = message["content"] or ""
       if not done:
-        text = text_lib.visible(
-          text_lib.safe(wanted.forced + choice.text, wanted.stops)
-        )
+        text = "" if opened else wanted.forced + choice.text
+        text = text_lib.visible(text_lib.safe(text, wanted.stops))
       delta: dict[str, Any] = {}
       if text.startswith(said[i]) and len(text) > len(said[i]):
         delta["content"], said[i] = text[len(said[i]) :], text
@@ -791,7 +786,7 @@ def _asked(service, body):
   return native.generate(
       body, tokenizer=service.tokenizer, vocab_size=service.vocab_size,
       context=service.limits.context, most=service.limits.n,
-      stop_ids=service.stop_ids,
+      stop_ids=service.tokenizer.stop_ids,
   )  # fmt: skip
 
 

@@ -306,24 +306,24 @@ class SGLang:
         f" expected {self.version!r}",
         passing=True,
       )
-    before, wanted_before = server.answer, server.wanted
-    self._verify(server)
+    got = self._verify(server)
     # A tenth of the tolerance is taken to be more than rounding.
     if (
-      before is not None
-      and handover.gap(self._wanted, wanted_before) > self._tolerance / 10
-      and handover.same(before, server.answer)
+      server.answer is not None
+      and handover.gap(self._wanted, server.wanted) > self._tolerance / 10
+      and handover.same(server.answer, got)
     ):
       raise endpoint.Failure(
         f"{server.calls.address}: answers as before the hand-over of"
         f" {self.version!r}; expected its weights",
         passing=False,
       )
+    server.answer, server.wanted = got, self._wanted
     if self._prepared:
       self._prepare(server)
 
   def _verify(self, server):
-    """Compares greedy answers; Failure where they are apart."""
+    """The server's greedy answer; Failure where the trainer's is another."""
     (got,) = self._generate(
       server.calls,
       [handover.prompt(self._vocab_size)],
@@ -338,7 +338,7 @@ class SGLang:
         f" {self._tolerance:g} (broken weights, or another model)",
         passing=False,
       )
-    server.answer, server.wanted = got, self._wanted
+    return got
 
   def _prepare(self, server):
     if endpoint.OURS in server.calls.info():

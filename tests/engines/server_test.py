@@ -15,8 +15,10 @@ import pytest
 from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.engines import server
 from pivotrl_jax.engines.serving import fields
 from pivotrl_jax.engines.serving import record
@@ -68,7 +70,7 @@ def test_a_chat_is_the_policys(served, client):
       "prompt_tokens": len(prompt), "completion_tokens": len(ids),
       "total_tokens": len(prompt) + len(ids),
   }  # fmt: skip
-  text_of = served.policy.tokenizer.decode(ids, skip_special_tokens=False)
+  text_of = served.policy.tokenizer.decode(ids)
   assert choice["message"]["content"] == text_of.strip("\n")
   # Greedily the token said is the likeliest, with the same log-prob.
   for told in choice["logprobs"]["content"]:
@@ -196,9 +198,17 @@ def test_a_required_tool_is_begun(client, choice):
 
 
 def test_calls_and_thoughts_are_told_apart():
+  tokenizer = tokenizer_lib.load(policy_lib.MINI)
   call = '<tool_call>\n{"name": "look", "arguments": {"a": 1}}\n</tool_call>'
-  said = text.message(f"<think>\nhm\n</think>\n\nWell.\n{call}", "stop")
-  assert text.chat_json(said, ["id0"]) == {
+  whole = f"<think>\nhm\n</think>\n\nWell.\n{call}"
+
+  def said(text_of, finish="stop", stopped=None):
+    ids = tokenizer.hf.encode(text_of, add_special_tokens=False)
+    return text.message(
+      tokenizer, ids, stopped=stopped, finish=finish, opened=False
+    )
+
+  assert text.chat_json(said(whole), ["id0"]) == {
       "role": "assistant", "content": "Well.", "reasoning_content": "hm",
       "tool_calls": [{
           "id": "id0", "type": "function",
@@ -206,8 +216,10 @@ def test_calls_and_thoughts_are_told_apart():
       }],
   }  # fmt: skip
   # Malformed, or cut off: what was said, as it was said.
-  for finish, broken in (("stop", call[:-3]), ("length", call)):
-    assert text.message(broken, finish).content == broken
+  assert said(call[:-3]).content == call[:-3]
+  assert said(call, "length").content == call
+  # What a stop string has cut is read as it is left.
+  assert said(whole, stopped="Well").content == "Well"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import secrets
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import seeds
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines.serving import fields
@@ -62,7 +62,7 @@ class Generate:
 def generate(
   body: Mapping[str, Any],
   *,
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   vocab_size: int,
   context: int,
   most: int,
@@ -104,7 +104,7 @@ def generate(
   rows, names, stops = [], [], []
   for prompt, knob, rid in zip(prompts, knobs, rids, strict=True):
     if name == "text":
-      prompt = tokenizer.encode(
+      prompt = tokenizer.hf.encode(
         fields.of_kind({"text": prompt}, "text", str, ""),
         add_special_tokens=False,
       )
@@ -166,7 +166,7 @@ def _sampling(knob, stop_ids, most):
 
 
 def answer(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   row: scheduler.Row,
   rid: str,
   stops: Sequence[str],
@@ -180,7 +180,7 @@ def answer(
   count = cut[0] if cut else len(row.ids)
   reason: dict[str, Any] | None = None
   if cut:
-    matched = next(s for s in stops if s in text_lib.decode(tokenizer, spoken))
+    matched = next(s for s in stops if s in tokenizer.decode(spoken))
     reason = {"type": "stop", "matched": matched}
   elif row.finish == "stop":
     reason = {"type": "stop", "matched": row.ids[-1]}
@@ -208,7 +208,7 @@ def answer(
       )
     ]
   return {
-    "text": cut[1] if cut else text_lib.decode(tokenizer, spoken),
+    "text": cut[1] if cut else tokenizer.decode(spoken),
     "output_ids": row.ids[:count],
     "meta_info": meta,
   }

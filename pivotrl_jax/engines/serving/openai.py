@@ -5,10 +5,12 @@ import dataclasses
 import math
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data.importers import chat as chat_lib
 from pivotrl_jax.engines.serving import fields
 from pivotrl_jax.engines.serving import scheduler
@@ -58,6 +60,7 @@ class Wanted:
     stream, include_usage, return_token_ids, echo: forms of the answer.
     messages, tools: of a chat.
     forced: what the answer must begin with, by `tool_choice`.
+    forced_ids: how many ids at the prompt's end are that.
     prompts: texts or ids of text completions.
   """
 
@@ -77,6 +80,7 @@ class Wanted:
   messages: tuple[types.Message, ...] = ()
   tools: tuple[dict[str, Any], ...] = ()
   forced: str = ""
+  forced_ids: int = 0
   prompts: tuple[Any, ...] = ()
 
 
@@ -252,6 +256,7 @@ class Choice:
     ids, log_probs: sampled, the last one through the stop.
     text: without what stopped it.
     finish: "stop" or "length".
+    cut: whether a stop string has cut the text.
     version: of the weights, the last.
     scores: of prompt and completion, where asked for.
   """
@@ -261,12 +266,13 @@ class Choice:
   log_probs: Sequence[float]
   text: str
   finish: str
+  cut: bool
   version: str
   scores: scoring.Scores | None = None
 
 
 def settle(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   row: scheduler.Row,
   stops: Sequence[str],
 ) -> Choice:
@@ -278,26 +284,36 @@ def settle(
     count, text, finish = *cut, "stop"
   else:
     count, finish = len(row.ids), row.finish
-    text = text_lib.decode(tokenizer, spoken)
+    text = tokenizer.decode(spoken)
   return Choice(
     prompt=row.prompt.tolist(),
     ids=row.ids[:count],
     log_probs=row.log_probs[:count],
     text=text,
     finish=finish,
+    cut=cut is not None,
     version=row.versions[-1][0] if row.versions else "",
   )
 
 
 def chat_choice(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   wanted: Wanted,
   index: int,
   choice: Choice,
   call_id: str,
 ) -> dict[str, Any]:
   """A choice of a chat answer."""
-  said = text_lib.message(wanted.forced + choice.text, choice.finish)
+  # What the answer had to begin with stands at the prompt's end.
+  start = len(choice.prompt) - wanted.forced_ids
+  forced = choice.prompt[start:]
+  said = text_lib.message(
+    tokenizer,
+    [*forced, *choice.ids],
+    stopped=wanted.forced + choice.text if choice.cut else None,
+    finish=choice.finish,
+    opened=render.opens_thinking(tokenizer, np.array(choice.prompt[:start])),
+  )
   ids = [f"{call_id}_{i}" for i in range(len(said.tool_calls))]
   out = {
     "index": index,
@@ -315,7 +331,7 @@ def chat_choice(
 
 
 def chat_logprobs(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   ids: Sequence[int],
   log_probs: Sequence[float],
   top: int = 0,
@@ -345,7 +361,7 @@ def _told(piece, value):
 
 
 def text_choice(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   wanted: Wanted,
   index: int,
   choice: Choice,
@@ -353,7 +369,7 @@ def text_choice(
   """A choice of a text completion."""
   text = choice.text
   if wanted.echo:
-    text = text_lib.decode(tokenizer, choice.prompt) + text
+    text = tokenizer.decode(choice.prompt) + text
   out = {
     "index": index,
     "text": text,

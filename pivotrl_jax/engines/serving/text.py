@@ -4,17 +4,25 @@ from collections.abc import Sequence
 import itertools
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
 from pivotrl_jax import types
+from pivotrl_jax.chat import markers
 from pivotrl_jax.chat import parse
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.engines import base
 
 _TORN = "\ufffd"  # What decodes to it may be the start of a character.
-_MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+_MARKS = (
+  markers.TOOL_CALL,
+  markers.END_TOOL_CALL,
+  markers.THINK,
+  markers.END_THINK,
+)
 
 
 def cut_at_stop(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   ids: Sequence[int],
   stops: Sequence[str],
 ) -> tuple[int, str] | None:
@@ -22,31 +30,26 @@ def cut_at_stop(
 
   None where none is said.
   """
-  text = decode(tokenizer, ids)
+  text = tokenizer.decode(ids)
   places = [text.find(stop) for stop in stops]
   if not stops or max(places) < 0:
     return None
   count = next(
     n
     for n in range(1, len(ids) + 1)
-    if any(stop in decode(tokenizer, ids[:n]) for stop in stops)
+    if any(stop in tokenizer.decode(ids[:n]) for stop in stops)
   )
-  text = decode(tokenizer, ids[:count])
+  text = tokenizer.decode(ids[:count])
   return count, text[: min(p for s in stops if (p := text.find(s)) >= 0)]
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-  """Text with its markup."""
-  return tokenizer.decode(ids, skip_special_tokens=False)
-
-
 def pieces(
-  tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+  tokenizer: tokenizer_lib.Tokenizer, ids: Sequence[int]
 ) -> list[tuple[str, list[int] | None]]:
   """Each token's text and UTF-8 bytes; None where it is part of a character."""
   found = []
   for i in ids:
-    piece = tokenizer.decode([i], skip_special_tokens=False)
+    piece = tokenizer.decode([i])
     whole = _TORN not in piece
     found.append((piece, list(piece.encode("utf-8")) if whole else None))
   return found
@@ -70,9 +73,30 @@ def visible(text: str) -> str:
   return safe(text, _MARKS).strip("\n").rstrip()
 
 
-def message(text: str, finish: str) -> types.Message:
-  """What a chat answer says; as plain content where it is malformed."""
-  said = parse.parse(text) if finish == "stop" else None
+def message(
+  tokenizer: tokenizer_lib.Tokenizer,
+  ids: Sequence[int],
+  *,
+  stopped: str | None,
+  finish: str,
+  opened: bool,
+) -> types.Message:
+  """What a chat answer says; as plain content where it is malformed.
+
+  Args:
+    tokenizer: of the policy.
+    ids: of the answer, through the stop.
+    stopped: its text, where a stop string has cut it.
+    finish: "stop" or "length".
+    opened: whether the prompt opened the thinking.
+  """
+  if stopped is not None:
+    text, said = stopped, parse.parse(stopped, opened=opened)
+  else:
+    whole = base.Completion(
+      np.array(ids, np.int32), np.zeros(len(ids), np.float32), finish
+    )
+    text, said = parse.read(tokenizer, whole, opened=opened)
   if isinstance(said, types.Message):
     return said
   return types.Message("assistant", text.strip("\n"))
