@@ -13,6 +13,7 @@ import uvicorn
 from configs import swe
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.engines import server
+from pivotrl_jax.engines.serving import service as service_lib
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 
@@ -55,7 +56,7 @@ def free_port():
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-  service: server.Service
+  service: service_lib.Service
   policy: policy_lib.Policy
   address: str
 

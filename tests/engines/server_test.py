@@ -19,10 +19,10 @@ from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.engines import server
 from pivotrl_jax.engines.serving import fields
 from pivotrl_jax.engines.serving import record
 from pivotrl_jax.engines.serving import scheduler
+from pivotrl_jax.engines.serving import service as service_lib
 from pivotrl_jax.engines.serving import text
 
 CHAT = "/v1/chat/completions"
@@ -267,6 +267,18 @@ BAD = [
   (CHAT, {"messages": HELLO, "logit_bias": {"5": 1}}, 400, "logit_bias"),
   (CHAT, {"messages": HELLO, "frobnicate": 1}, 400, "frobnicate"),
   (CHAT, {"messages": HELLO, "model": "gpt-9"}, 404, "gpt-9"),
+  (
+    CHAT,
+    {"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 2},
+    400,
+    "top_logprobs: not supported with stream",
+  ),
+  (
+    "/v1/completions",
+    {"prompt": "x", "stream": True, "echo": True},
+    400,
+    "echo",
+  ),
   ("/v1/completions", {"prompt": [10**6]}, 400, "1000000"),
   ("/v1/completions", {"prompt": [-1]}, 400, "-1"),
   ("/v1/completions", {"prompt": []}, 400, "prompt"),
@@ -370,16 +382,16 @@ def test_keys_open_their_own_routes(served):
     def __init__(self, key):
       self.headers = {"authorization": f"Bearer {key}"} if key else {}
 
-  server.check_key(service, Asked("open"), admin=False)
-  server.check_key(service, Asked("sesame"), admin=True)
+  service_lib.check_key(service, Asked("open"), admin=False)
+  service_lib.check_key(service, Asked("sesame"), admin=True)
   for key, admin in (
     ("", False), ("sesame", False), ("open", True), ("opén", False),
   ):  # fmt: skip
     with pytest.raises(fields.ApiError, match="API key"):
-      server.check_key(service, Asked(key), admin=admin)
+      service_lib.check_key(service, Asked(key), admin=admin)
   closed = dataclasses.replace(served.service, changes=False)
   with pytest.raises(fields.ApiError, match="not changed from outside"):
-    server.check_key(closed, Asked(""), admin=True)
+    service_lib.check_key(closed, Asked(""), admin=True)
 
 
 def test_an_exchange_imports_as_data(served, client, tmp_path):

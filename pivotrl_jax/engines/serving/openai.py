@@ -101,6 +101,7 @@ def chat(body: Mapping[str, Any], *, model: str, most: int) -> Wanted:
     raise fields.ApiError(
       400, "top_logprobs: needs logprobs=true", param="top_logprobs"
     )
+  _check_streamed(body, "top_logprobs")
   given = fields.of_kind(body, "messages", list, None)
   if not given:
     raise fields.ApiError(
@@ -138,6 +139,7 @@ def completion(
   top = fields.number(
     body, "logprobs", None, least=0, most=scoring.MOST, whole=True
   )
+  _check_streamed(body, "logprobs", "echo")
   given = body.get("prompt")
   if isinstance(given, str) or (
     isinstance(given, list) and given and isinstance(given[0], int)
@@ -158,6 +160,18 @@ def completion(
     echo=fields.of_kind(body, "echo", bool, False),
     prompts=tuple(given),
   )
+
+
+def _check_streamed(body, *names):
+  """Fields that a stream cannot honour."""
+  for name in names:
+    if body.get("stream") and body.get(name):
+      raise fields.ApiError(
+        400,
+        f"{name}: not supported with stream=true",
+        param=name,
+        code="unsupported_value",
+      )
 
 
 def _check_parts(value, place):
