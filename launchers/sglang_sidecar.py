@@ -45,6 +45,7 @@ _HANG = flags.DEFINE_float(
 )
 
 _POLL = 0.5  # Seconds between two looks at a server.
+_HEALTH = 10.0  # And at its health: SGLang generates a token for each.
 _GRACE = 20.0  # Seconds from SIGTERM to SIGKILL.
 
 
@@ -75,6 +76,7 @@ class Sidecar:
   key: str = ""
   process: subprocess.Popen | None = None
   healthy: float = 0.0  # When it last was, by the monotonic clock.
+  looked: float = 0.0  # When its health was last asked for.
 
   def start(self) -> None:
     """Starts it; does not wait."""
@@ -111,6 +113,9 @@ class Sidecar:
     """
     ended = self.process.poll()
     if ended is None:
+      if time.monotonic() - self.looked < min(_HEALTH, self.hang_timeout / 4):
+        return
+      self.looked = time.monotonic()
       if self._answers("/health"):
         self.healthy = time.monotonic()
       if time.monotonic() - self.healthy < self.hang_timeout:

@@ -10,4 +10,4 @@ export SGLANG_CPU_OMP_THREADS_BIND=
 exec "$python" -m sglang.launch_server --model-path "$model" \
   --host 127.0.0.1 --port "$port" --enable-deterministic-inference \
   --device cpu --attention-backend torch_native --dtype float32 \
-  --mem-fraction-static 0.3 --max-total-tokens 65536 --skip-server-warmup "$@"
+  --mem-fraction-static 0.3 --max-total-tokens 65536 --skip-server-warmup --sleep-on-idle "$@"

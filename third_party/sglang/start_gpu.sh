@@ -8,4 +8,4 @@ export HF_HUB_OFFLINE=1
 exec "$python" -m sglang.launch_server --model-path "$model" \
   --host 127.0.0.1 --port "$port" --enable-deterministic-inference \
   --attention-backend fa3 --dtype bfloat16 --enable-memory-saver \
-  --mem-fraction-static 0.5 --skip-server-warmup "$@"
+  --mem-fraction-static 0.5 --skip-server-warmup --sleep-on-idle "$@"
