@@ -96,7 +96,7 @@ def main(model, port, faults):
   service.scheduler.engine.version = "default"
   uvicorn.run(
       Faulty(service, service.weights, faults), port=int(port),
-      log_level="warning", lifespan="on",
+      log_level="warning", lifespan="on", timeout_graceful_shutdown=1,
   )  # fmt: skip
 
 
