@@ -141,7 +141,7 @@ def test_who_does_not_answer_in_time_is_asked_again(watched, policy, tmp_path):
 
 def test_what_never_ends_is_one_line(watched, policy, tmp_path):
   engine = _engine(policy, watched.address, tmp_path, retries=2)
-  watched.meets(*["500"] * 3)
+  watched.meets(*["500"] * 12)
   with pytest.raises(errors.EngineError, match="engine: .*500 broken"):
     _sample(engine)
   watched.meets()
@@ -179,7 +179,7 @@ def test_a_hanging_server_is_restarted(small, tmp_path):
   watched = Watched(small, tmp_path, hang_timeout=4.0)
   try:
     calls = endpoint.Endpoint(watched.address, timeout=5)
-    _until(calls.ready)
+    _until(lambda: watched.sidecar.looked)  # It is up, and watched.
     first = watched.sidecar.process.pid
     os.kill(first, signal.SIGSTOP)
     _until(lambda: watched.sidecar.process.pid != first and calls.ready())
