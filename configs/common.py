@@ -72,7 +72,8 @@ def _embedded(domain):
   config.optimizer = "adam"  # adam.
   config.data = _section(
     format="auto",  # world | auto | a format of data/importers.
-    path="",  # File or folder of trajectories; .gz too.
+    path="",  # File or folder of trajectories; .gz and .zst too.
+    tools="",  # JSON file of schemas, for trajectories that come without.
     trajectories=0,  # Most to take; 0 = all.
     successful_only=True,  # Failed trajectories are no demonstrations.
     max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
@@ -119,6 +120,7 @@ def _embedded(domain):
     threshold=0.6,  # lambda_diff: keep means strictly under it.
     keep_all_fail=False,  # Also keep candidates that never succeed.
     count=0,  # Most pivots, a uniform sample; 0 = all.
+    min_std=1e-3,  # Rewards whose std is not above it are all alike.
   )
   config.verifier = _section(
     name="single_step",  # A key of verifiers/verify.py.
@@ -130,6 +132,7 @@ def _embedded(domain):
       retries=3,
       concurrency=8,  # Most requests at once.
       max_tokens=1024,
+      most_failed=0.1,  # Share of samples without a verdict that stops a stage.
     ),
     # The options of each, such as verifier.single_step.allow_subset.
     **{name: _options(given) for name, (_, given) in VERIFIERS.items()},
@@ -138,21 +141,27 @@ def _embedded(domain):
     pivots_per_step=16,  # B.
     group_size=8,  # G.
     max_tokens=96,  # Of an action.
+    cut_off="fail",  # Longer ones: fail (reward 0) | mask (out of the loss).
     temperature=1.0,
     top_p=1.0,
     top_k=0,  # 0 = the whole vocabulary.
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=40,
+    steps=40,  # More than were taken: training goes on.
+    # WORKDIR or WORKDIR/STEP of another run: training goes on from that
+    # checkpoint's parameters, optimizer and step; "" = the starting policy,
+    # which stays the reference either way.
+    init="",
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,
     clip_norm=1.0,  # Of the gradient; 0 = none.
     advantage="grpo",  # grpo | loo | rloo | dr_grpo.
+    min_std=1e-3,  # A group whose rewards' std is not above it has none.
     clip_low=0.2,
     clip_high=0.2,
-    kl="k3",  # Estimator of the KL to the reference: k1 | k2 | k3.
+    kl="k3",  # Estimator of the KL to the reference: k1 (log only) | k2 | k3.
     kl_coef=0.0,
     loss_norm="token",  # token | sequence | constant.
     importance_cap=0.0,  # Truncated importance weights; 0 = off.

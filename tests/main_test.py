@@ -44,6 +44,7 @@ def _one_line(done, *parts):
         (["--config.trian.steps=3"], ["trian"]),
         (["--config.train.steps=many"], ["train.steps"]),
         (["--stages=import,trane"], ["trane", "expected", "train"]),
+        (["--processes=2", "--coordinator=a:1"], ["--processes=2", "one"]),
         (["--config.select=hard"], ["select", "'hard'", "difficult"]),
         (["--config.model.attention=flash"],
          ["model.attention", "'flash'", "pallas"]),
@@ -159,25 +160,15 @@ def test_a_second_run_is_refused(tmp_path):
     _one_line(_run(tmp_path, "--stages=import"), "in use by another run")
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
-  disk = tmp_path / "disk"
-  disk.mkdir()
-  mounted = subprocess.run(
-      ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)],
-      capture_output=True, check=False,
-  )  # fmt: skip
-  if mounted.returncode:
-    pytest.skip("cannot mount a small tmpfs here")
-  try:
-    kept = disk / "w" / "kept"
-    kept.parent.mkdir()
-    kept.write_text("kept")
-    done = _run(disk / "w", "--stages=import", "--config.data.trajectories=99")
-    _one_line(done, "No space left on device")
-    assert kept.read_text() == "kept"
-    assert not (disk / "w" / "trajectories.jsonl").exists()
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(small_disk):
+  disk = small_disk("64k")
+  kept = disk / "w" / "kept"
+  kept.parent.mkdir()
+  kept.write_text("kept")
+  done = _run(disk / "w", "--stages=import", "--config.data.trajectories=99")
+  _one_line(done, "No space left on device")
+  assert kept.read_text() == "kept"
+  assert not (disk / "w" / "trajectories.jsonl").exists()
 
 
 def test_done_stages_are_skipped(tmp_path):

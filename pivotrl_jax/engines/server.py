@@ -25,6 +25,7 @@ from starlette import routing
 import uvicorn
 
 from pivotrl_jax import errors
+from pivotrl_jax import interrupt
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.engines.serving import fields
@@ -59,14 +60,16 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       "serve: http://%s:%d/v1, model %r, weights %s of %s", at, port,
       given.model, service.version, service.path,
   )  # fmt: skip
-  uvicorn.Server(
+  serving = uvicorn.Server(
     uvicorn.Config(
       app(service),
       log_level="warning",
       timeout_keep_alive=75,
       timeout_graceful_shutdown=_GRACE,
     )
-  ).run(sockets=[bound])
+  )
+  with interrupt.held():  # uvicorn lets requests end first.
+    serving.run(sockets=[bound])
 
 
 def _listen(host, port):
@@ -85,7 +88,7 @@ def _policy(config, workdir):
   if (workdir / "export").exists():
     return policy_lib.load(workdir / "export", config)
   policy = policy_lib.starting(config, workdir)
-  if not (workdir / "checkpoints").exists():
+  if not checkpoints.steps_of(workdir / checkpoints.FOLDER):
     return policy
   t = config.train
   tx = state_lib.optimizer(
@@ -95,15 +98,12 @@ def _policy(config, workdir):
     clip_norm=t.clip_norm,
   )
   state = state_lib.create(policy.params, tx)
-  with checkpoints.Checkpoints(
-    workdir / "checkpoints", keep=t.keep_checkpoints
-  ) as saved:
-    state = saved.restore_latest(state)
+  step, state = checkpoints.restore(checkpoints.find(str(workdir)), state)
   return dataclasses.replace(
     policy,
-    path=workdir / "checkpoints" / str(int(state.step)),
+    path=workdir / checkpoints.FOLDER / str(step),
     params=jax.device_get(state.params),
-    version=f"step {int(state.step)}",
+    version=f"step {step}",
   )
 
 

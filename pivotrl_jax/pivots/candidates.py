@@ -55,8 +55,8 @@ def prefix_messages(
 def run(config: Any, workdir: pathlib.Path) -> None:
   """trajectories.jsonl -> candidates.jsonl; the rest -> skipped.jsonl.
 
-  Left out are failed trajectories, and turns that the policy's chat template
-  cannot hold.
+  Left out are failed trajectories, turns that demonstrate nothing, and those
+  that the policy's chat template cannot hold.
   """
   tokenizer = policy_lib.load_tokenizer(
     policy_lib.starting_path(config), config
@@ -73,7 +73,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     ),
   )
   records.replace_skipped(workdir, "candidates", skipped)
-  logging.info("candidates: %d, %d rows left out", count, len(skipped))
+  logging.info(
+    "candidates: %d; %d trajectories or turns left out", count, len(skipped)
+  )
   for what, advice in _SAID.items():
     if seen[what]:
       logging.warning("candidates: %d of %d %s", seen[what], count, advice)
@@ -112,6 +114,10 @@ def _fits(tokenizer, trajectory, candidate, seen, skipped):
   """Whether the template holds a turn; counts what is to be said of it."""
   prefix = prefix_messages(trajectory, candidate)
   message = trajectory.messages[candidate.prefix]
+  if types.says_nothing(message):
+    reason = "an empty demonstration, without text and call"
+    skipped.append({"id": candidate.id, "reason": reason})
+    return False
   try:
     turn = render.demonstration(tokenizer, prefix, message, trajectory.tools)
   except errors.InputError as error:

@@ -5,6 +5,7 @@ and training roll out through this one function, so that they render, sample
 and score alike.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import concurrent.futures
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
@@ -51,7 +53,8 @@ class Group:
   verdicts: tuple[types.Verdict, ...]
 
   @property
-  def rewards(self) -> list[float]:
+  def rewards(self) -> list[float | None]:
+    """None where no verdict could be had."""
     return [v.reward for v in self.verdicts]
 
 
@@ -99,12 +102,17 @@ class Scorer:
     self._options = given[self._name].to_dict()
     self._setting = given.setting
     self._judge, self._threads = None, 1
+    self._most_failed = given.judge.most_failed
     if given.judge.url:
+      asked = given.judge.to_dict()
+      del asked["most_failed"]
       self._threads = given.judge.concurrency
+      labels = ("judge_equal_label", "judge_not_equal_label")
       self._judge = judge_lib.Endpoint(
-        **given.judge.to_dict(),
+        **asked,
         key=os.environ.get(judge_lib.KEY_VARIABLE, ""),
         cache=workdir / "judge",
+        labels=[given.terminus_judge[label] for label in labels],
       )
 
   def __call__(
@@ -130,6 +138,39 @@ class Scorer:
       return [self(*pair) for pair in zip(turns, actions, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       return list(pool.map(self, turns, actions))
+
+  def check(self, verdicts: Iterable[tuple[float | None, str]]) -> None:
+    """Stops a stage whose judge is no judge any more.
+
+    Args:
+      verdicts: reward and reason of each sample.
+
+    Raises:
+      InputError: more than `judge.most_failed` of the rewards are missing.
+    """
+    verdicts = list(verdicts)
+    missing = collections.Counter(r for reward, r in verdicts if reward is None)
+    if missing.total() > self._most_failed * len(verdicts):
+      shown = ", ".join(f"{n} {name}" for name, n in missing.most_common())
+      raise errors.InputError(
+        f"config.verifier.judge: no verdict on {missing.total()} of"
+        f" {len(verdicts)} samples ({shown}); expected at most a share of"
+        f" config.verifier.judge.most_failed={self._most_failed}; what was"
+        " sampled is kept, and the same command asks again"
+      )
+
+
+def action_of_text(
+  text: str, *, opened: bool
+) -> types.Action | types.ParseFailure:
+  """What a completion's text does; it ended by itself, within its tokens.
+
+  Args:
+    text: of a completion.
+    opened: whether its prompt opened the thinking; `render.opens_thinking`.
+  """
+  said = parse.parse(text, opened=opened)
+  return types.action_of(said) if isinstance(said, types.Message) else said
 
 
 def sampling_params(

@@ -40,10 +40,11 @@ def _histogram(run):
   size = run.profiles[0].group_size
   edges = (np.arange(size + 2) - 0.5) / size
   figure, axes = _axes("mean reward of a candidate", "candidates")
-  axes.hist([p.mean for p in run.profiles], edges, color=_GREY, rwidth=0.9)
+  judged = [p for p in run.profiles if p.mean is not None]
+  axes.hist([p.mean for p in judged], edges, color=_GREY, rwidth=0.9)
   kept = {p.candidate_id for p in run.pivots}
   axes.hist(
-      [p.mean for p in run.profiles if p.candidate_id in kept],
+      [p.mean for p in judged if p.candidate_id in kept],
       edges, color=_BLUE, rwidth=0.9, label="kept",
   )  # fmt: skip
   threshold = run.config["pivots"]["threshold"]

@@ -118,7 +118,9 @@ def difference(run: Run, suite: str) -> tuple[int, float, float, float] | None:
 
 def funnel(run: Run) -> Table:
   """From trajectories to pivots."""
-  flat = [p for p in run.profiles if p.variance == 0]
+  least = run.config["pivots"]["min_std"] ** 2
+  judged = [p for p in run.profiles if p.mean is not None]
+  flat = [p for p in judged if p.variance <= least]
   count = max(1, len(run.profiles))
 
   def share(rows):
@@ -130,6 +132,7 @@ def funnel(run: Run) -> Table:
     ("profiled", str(len(run.profiles))),
     ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
     ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
+    *_missing(run.profiles),
     ("pivots kept", share(run.pivots)),
     *(
       (f"left out by {stage}: {reason}", str(n))
@@ -138,6 +141,12 @@ def funnel(run: Run) -> Table:
       )
     ),
   ]
+
+
+def _missing(profiles):
+  """A row for the samples that no verdict could be had on, if there are."""
+  count = sum(p.rewards.count(None) for p in profiles)
+  return [("samples without a verdict", str(count))] if count else []
 
 
 def training(run: Run) -> Table:

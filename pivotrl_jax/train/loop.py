@@ -19,6 +19,7 @@ import tqdm
 
 from pivotrl_jax import compilations
 from pivotrl_jax import errors
+from pivotrl_jax import interrupt
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
@@ -52,35 +53,64 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   state = state_lib.create(policy.params, tx)
   with (
     checkpoints.Checkpoints(
-      workdir / "checkpoints", keep=t.keep_checkpoints
+      workdir, keep=t.keep_checkpoints, policy=policy.version
     ) as saved,
     metrics_lib.MetricWriter(workdir) as writer,
   ):
-    state = saved.restore_latest(state)
-    first = int(state.step)
-    writer.truncate(first)
+    first, state = _first(t, saved, state)
+    writer.start(first)
     advance, state = METHODS[config.method](config, workdir, policy, tx, state)
-    bar = tqdm.tqdm(
-        range(first, t.steps), initial=first, total=t.steps,
-        desc="train", disable=None,
-    )  # fmt: skip
-    compiled = compilations.Compilations()
+    state = _steps(t, first, state, advance, saved, writer)
+  policy_lib.save(workdir / "export", policy, state.params)
+
+
+def _first(t, saved, state):
+  """The step and state to go on from: the newest, `init`, or `state`."""
+  found = saved.restore_latest(state)
+  if found is None and t.init:
+    found = checkpoints.restore(checkpoints.find(t.init), state)
+    # A copy, so that what the other run does next is no matter of this one.
+    saved.save(*found)
+  first, state = found or (0, state)
+  if first > t.steps:
+    raise errors.InputError(
+      f"--config.train.steps={t.steps}: {first} steps were taken; expected"
+      f" at least {first}, or --redo=train, or another --workdir"
+    )
+  return first, state
+
+
+def _steps(t, first, state, advance, saved, writer):
+  """Steps `first + 1` to `t.steps`; Stopped after the one a signal came in."""
+  bar = tqdm.tqdm(
+      range(first, t.steps), initial=first, total=t.steps,
+      desc="train", disable=None,
+  )  # fmt: skip
+  compiled = compilations.Compilations()
+  with interrupt.held():
     for index in bar:
       started = time.monotonic()
       try:
         state, scalars = advance(state, index)
-      except errors.EngineError:
-        # What is done is kept: the same command goes on from here.
-        saved.save(index, state)
+      except (errors.InputError, errors.EngineError):
+        # The judge or the engine is gone: what was learnt is not.
+        if index > first and index % t.save_every:
+          writer.sync()
+          saved.save(index, state)
         raise
       seconds = time.monotonic() - started
       compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, seconds=seconds)
       if (index + 1) % t.log_every == 0:
         _log(index + 1, scalars, seconds)
-      if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
+      asked = interrupt.asked()
+      ends = index + 1 == t.steps or asked
+      if (index + 1) % t.save_every == 0 or ends:
+        writer.sync()
         saved.save(index + 1, state)
-  policy_lib.save(workdir / "export", policy, state.params)
+      if asked:
+        interrupt.check()
+  return state
 
 
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
@@ -93,12 +123,6 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   }
   engine = policy_lib.engine(policy, config)
   sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
-  if sampling.top_p < 1 or sampling.top_k:
-    logging.warning(
-        "train: rollout.top_p=%g, rollout.top_k=%d: tokens come from a cut"
-        " distribution, of which ratios and log-probs do not speak",
-        sampling.top_p, sampling.top_k,
-    )  # fmt: skip
   score = rollouts.Scorer(config, workdir)
   log_probs_fn = sft.log_probs_fn(
     config, policy.config, temperature=config.rollout.temperature
@@ -157,26 +181,36 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     )
     if config.engine.release:
       engine.release()
+    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    # NaN where no verdict could be had.
     rewards = np.array([g.rewards for g in groups], np.float32)
-    batch, places = _pack(config, groups, rewards, shape)
+    kept = _kept(config, groups)
+    batch, places = _pack(config, groups, rewards, kept, shape)
+    tokens = engine.stats.sampled_tokens
+    scalars = watch.rollouts(groups, rewards, batch, tokens)
+    if not kept.any():
+      _log_nothing(index + 1, groups)
+      scalars |= dict.fromkeys(_STILL, 0.0)
+      state = state.replace(step=state.step + 1)
+      return state, scalars | watch.held_out(state.params)
     reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       batch = batch.replace(old_log_probs=score_batch(state.params, batch))
+    updates = []
     for update in range(config.train.updates_per_batch):
       state, metrics, branch = step(state, batch)
+      updates.append(metrics)
       if update == 0:
-        scalars, of_rows = metrics, branch
-    host = jax.device_get((scalars, of_rows, reference_log_probs))
-    scalars = {f"train/{k}": float(v) for k, v in host[0].items()}
+        of_rows = branch
+    host = jax.device_get((updates, of_rows, reference_log_probs))
+    scalars |= _over_updates(host[0])
+    scalars |= _mismatch(config, index, groups, kept, host[1]["gap"], places)
     rows = host[1]["log_prob"].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
-    tokens = engine.stats.sampled_tokens
-    scalars |= watch.rollouts(groups, rewards, batch, tokens)
-    scalars |= _mismatch(config, index, groups, host[1]["gap"], places)
     rho = np.array([means[t.candidate.id] for t in chosen])
-    scalars |= watch.ordering(rewards, rows, rows_ref, rho)
+    scalars |= watch.ordering(rewards, rows, rows_ref, rho, kept)
     return state, scalars | watch.held_out(state.params)
 
   return advance, state
@@ -224,17 +258,68 @@ def load_pivots(
   return [(trajectories[c.trajectory_id], c) for c in chosen]
 
 
-def _pack(config, groups, rewards, shape):
+# What an update logs that did not take place.
+_STILL = ("train/loss", "train/grad_norm", "train/update_norm")
+
+
+def _over_updates(updates):
+  """`train/` scalars of a step: the mean over its updates, and the last's."""
+  scalars = {
+    f"train/{k}": float(np.mean([u[k] for u in updates], dtype=np.float64))
+    for k in updates[0]
+  }
+  if len(updates) > 1:
+    scalars |= {f"train/{k}_last": float(v) for k, v in updates[-1].items()}
+  return scalars
+
+
+def _kept(config, groups):
+  """`[B, G]` bool: the samples that the loss is on.
+
+  Those without a verdict are out, and with `cut_off=mask` those that were cut
+  off, which count in their group's mean and std all the same (overlong
+  filtering: DAPO, arXiv:2503.14476, section 3.4; so do NeMo RL and TRL).
+  """
+  mask = config.rollout.cut_off == "mask"
+  return np.array(
+    [
+      [
+        v.reward is not None and not (mask and c.finish == "length")
+        for c, v in zip(g.completions, g.verdicts, strict=True)
+      ]
+      for g in groups
+    ]
+  )
+
+
+def _log_nothing(step, groups):
+  reasons = [v.reason for g in groups for v in g.verdicts]
+  missing = sum(r is None for g in groups for r in g.rewards)
+  logging.warning(
+    "train: step %d learns nothing: of %d samples %d were cut off and %d have"
+    " no verdict; %s",
+    step, len(reasons), reasons.count("cut_off"), missing,
+    "see to config.verifier.judge.url" if 2 * missing > len(reasons)
+    else "raise config.rollout.max_tokens",
+  )  # fmt: skip
+
+
+def _pack(config, groups, rewards, kept, shape):
   """Groups -> TrainBatch, and where each row stands in it."""
   advantages = grpo.advantages(
-    jnp.asarray(rewards), estimator=config.train.advantage
+    jnp.asarray(rewards),
+    estimator=config.train.advantage,
+    valid=jnp.asarray(~np.isnan(rewards)),
+    min_std=config.train.min_std,
   )
   completions = [c for g in groups for c in g.completions]
   return batches.pack(
     batches.Rows(
       prompts=[g.turn.prompt for g in groups for _ in g.completions],
       actions=[c.ids for c in completions],
-      weights=_weights(config, [len(c.ids) for c in completions]),
+      weights=_weights(
+        config, [len(c.ids) for c in completions], kept.reshape(-1)
+      ),
       advantages=np.asarray(advantages).reshape(-1),
       sampler_log_probs=[c.log_probs for c in completions],
     ),
@@ -242,13 +327,16 @@ def _pack(config, groups, rewards, shape):
   )
 
 
-def _mismatch(config, index, groups, gap, places):
+def _mismatch(config, index, groups, kept, gap, places):
   """`mismatch/` scalars of a step; a warning above the threshold."""
   lengths = np.array([len(c.ids) for g in groups for c in g.completions])
   rows = gap.reshape(-1, gap.shape[-1])[places]
+  kept = kept.reshape(-1)
   found = mismatch.mismatch(
-    np.concatenate([row[:n] for row, n in zip(rows, lengths, strict=True)]),
-    lengths,
+    np.concatenate(
+      [r[:n] for r, n in zip(rows[kept], lengths[kept], strict=True)]
+    ),
+    lengths[kept],
   )
   if 0 < config.train.mismatch_warning < found["p99"]:
     logging.warning(
@@ -259,9 +347,10 @@ def _mismatch(config, index, groups, gap, places):
   return {f"mismatch/{name}": value for name, value in found.items()}
 
 
-def _weights(config, lengths):
+def _weights(config, lengths, kept):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
+  mask &= kept[:, None]
   weights = grpo.token_weights(
     jnp.asarray(mask, jnp.float32),
     norm=config.train.loss_norm,

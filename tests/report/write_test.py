@@ -88,6 +88,20 @@ def test_report(workdir):
   assert _bytes(workdir) == first
 
 
+def test_samples_without_a_verdict_are_counted(workdir):
+  silent = {**PROFILE, "candidate_id": "t/1", "rewards": [None] * 4,
+            "mean": None, "variance": None}  # fmt: skip
+  some = {**PROFILE, "rewards": [1.0, 0.0, 0.0, None]}
+  lines = "".join(json.dumps(row) + "\n" for row in (some, silent))
+  (workdir / "profiles.jsonl").write_text(lines)
+  write.run(swe.get_config("tiny"), workdir)
+  text = (workdir / "report" / "report.md").read_text()
+  assert "| samples without a verdict | 5 |" in text
+  assert "| zero variance: all fail | 0 (0 %) |" in text
+  html = (workdir / "report" / "report.html").read_text()
+  assert html.count("no verdict") == 1
+
+
 def test_what_is_absent_is_said(workdir):
   for name in ("metrics", "evals", "pivots", "profiles"):
     (workdir / f"{name}.jsonl").unlink()
