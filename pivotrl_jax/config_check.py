@@ -346,13 +346,18 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
 
 
 def _warn_of_sampling(rollout):
-  if rollout.top_p < 1 or rollout.top_k:
-    logging.warning(
-      "--config.rollout.top_p: %s, top_k: %d; training takes log-probs of the"
-      " whole distribution, of which these samples are not: expected 1 and 0",
-      rollout.top_p,
-      rollout.top_k,
-    )
+  for name, cuts, whole in (
+    ("top_p", rollout.top_p < 1, 1),
+    ("top_k", rollout.top_k > 0, 0),
+  ):
+    if cuts:
+      logging.warning(
+        "--config.rollout.%s: %s; training takes log-probs of the whole"
+        " distribution, of which these samples are not: expected %d",
+        name,
+        rollout[name],
+        whole,
+      )
   if rollout.temperature < _LOW_TEMPERATURE:
     logging.warning(
       "--config.rollout.temperature: %s; groups will hardly differ: expected"
