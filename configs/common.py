@@ -69,7 +69,7 @@ def _embedded(domain):
   config.method = "pivotrl"  # What `train` does: pivotrl | sft.
   config.select = "difficult"  # difficult | mixed | random.
   config.reward = "functional"  # functional | strict.
-  config.optimizer = "adam"  # adam.
+  config.optimizer = "adam"  # adam | natural (pivotrl only).
   config.data = _section(
     format="auto",  # world | auto | a format of data/importers.
     path="",  # File or folder of trajectories; .gz and .zst too.
@@ -177,8 +177,20 @@ def _embedded(domain):
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,
     log_every=5,
+    natural_every=20,  # Steps between two natural-gradient norms; 0 = never.
+    natural_groups=4,  # Groups measured then, and as many at random turns.
+    natural_directions=8,  # Random directions of their scores.
+    natural_damping=1.0,  # Of their Fisher matrix, in its mean eigenvalue.
     watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
     watch_actions=8,  # Actions sampled on each from the reference.
+  )
+  config.natural = _section(  # What a step does for optimizer=natural.
+    learning_rate=1.0,  # Of the natural direction, before the trust region.
+    max_kl=3e-3,  # Trust region: measured KL of a step, nats a token.
+    damping=0.1,  # Of the Fisher matrix, in its curvature along the gradient.
+    iterations=6,  # Most conjugate gradient steps.
+    groups=4,  # Groups of the step whose prefixes make the Fisher matrix.
+    tries=5,  # Most shorter steps where the measured KL is too large.
   )
   config.evaluation = _section(
     tasks=200,  # Held-out tasks of the world; 0 = none.

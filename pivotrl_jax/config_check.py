@@ -108,7 +108,7 @@ RULES = {
   "method": _one_of("pivotrl", "sft"),
   "select": _one_of("difficult", "mixed", "random"),
   "reward": _one_of("functional", "strict"),
-  "optimizer": _one_of("adam"),
+  "optimizer": _one_of("adam", "natural"),
   "data.format": _LABEL,  # The importers know their formats.
   "data.path": _TEXT,
   "data.tools": _TEXT,
@@ -225,8 +225,18 @@ RULES = {
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
   "train.log_every": _whole(1),
+  "train.natural_every": _whole(0),
+  "train.natural_groups": _whole(1),
+  "train.natural_directions": _whole(1),
+  "train.natural_damping": _above(0),
   "train.watch_prompts": _whole(0),
   "train.watch_actions": _whole(1),
+  "natural.learning_rate": _above(0),
+  "natural.max_kl": _above(0),
+  "natural.damping": _above(0),
+  "natural.iterations": _whole(1),
+  "natural.groups": _whole(1),
+  "natural.tries": _whole(0),
   "evaluation.tasks": _whole(0),
   "evaluation.seeds": _whole(1),
   "evaluation.temperature": _number(0),
@@ -308,6 +318,11 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     "train.kl",
     "k2 or k3 where train.kl_coef is above 0: as a loss k1 has no gradient in"
     " the mean, noise alone",
+  )
+  yield (
+    (config.optimizer, config.method) == ("natural", "sft"),
+    "optimizer",
+    "adam where method=sft",
   )
   yield (
     t.importance_floor > 0 and not t.importance_cap,
@@ -397,6 +412,19 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     "warm_start.steps=0",
     ("warm_start.trajectories", "warm_start.learning_rate"),
   )
+  yield config.optimizer != "natural", "optimizer=adam", ("natural",)
+  yield (
+    config.optimizer == "natural",
+    "optimizer=natural",
+    ("train.learning_rate", "train.warmup_steps", "train.weight_decay",
+     "train.clip_norm"),
+  )  # fmt: skip
+  yield (
+    not t.natural_every,
+    "train.natural_every=0",
+    ("train.natural_groups", "train.natural_directions",
+     "train.natural_damping"),
+  )  # fmt: skip
   yield (
     config.select == "random",
     "select=random",
@@ -481,7 +509,8 @@ _ONLY_PIVOTRL = (
   "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
   "train.advantage", "train.min_std", "train.clip_low", "train.clip_high",
   "train.kl", "train.kl_coef", "train.loss_norm", "train.importance_cap",
-  "train.importance_floor", "train.updates_per_batch",
+  "train.importance_floor", "train.updates_per_batch", "train.natural_every",
+  "train.natural_groups", "train.natural_directions", "train.natural_damping",
 )  # fmt: skip
 _JUDGED = (
   "verifier.terminus_judge.check_twice_swap",

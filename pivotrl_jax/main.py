@@ -65,7 +65,7 @@ def run(
   Args:
     config: resolved and checked.
     path: the workdir.
-    names: keys of `stages.STAGES` and `SERVICES`, in order.
+    names: keys of `stages.STAGES`, in order.
     redo: stages whose outputs, and what was made of them, give way first.
 
   Raises:
@@ -74,18 +74,14 @@ def run(
   names = [n for n in names if n != "warm_start" or config.warm_start.steps]
   with workdir_lib.opened(path):
     aside = progress.next_aside(path)
-    made = [n for n in names if n not in stages.SERVICES]
-    progress.check(config, path, made, redo)
+    progress.check(config, path, names, redo)
     if redo:
       progress.redo(config, path, redo, aside)
     described = workdir_lib.describe(config.to_dict())
     progress.write_config(path, described, aside)
     workdir_lib.remember(path)
     for name in names:
-      if name in stages.SERVICES:
-        _function(stages.SERVICES[name])(config, path)
-      else:
-        _run_stage(config, path, name, aside)
+      _run_stage(config, path, name, aside)
     progress.ended(path)
     workdir_lib.remember(path)
 
@@ -106,18 +102,14 @@ def _run_stage(config, path, name, aside):
     )
   progress.begin(config, path, name, aside)
   started = time.monotonic()
-  complete = _function(stages.STAGES[name].function)(config, path)
+  module, function = stages.STAGES[name].function.split(":")
+  complete = getattr(importlib.import_module(module), function)(config, path)
   if complete is not False:  # Else the next start goes on with it.
     progress.finish(config, path, name)
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
   logging.info("%s: %.1f s", name, seconds)
-
-
-def _function(place):
-  module, name = place.split(":")
-  return getattr(importlib.import_module(module), name)
 
 
 def _ours(record) -> bool:
@@ -137,14 +129,11 @@ def main(_) -> None:
       "--config: not given; expected a file such as configs/swe.py"
     )
   names = _STAGES.value or stages.DEFAULT
-  for flag, given, known in (
-    ("stages", names, [*stages.STAGES, *stages.SERVICES]),
-    ("redo", _REDO.value, stages.STAGES),
-  ):
-    unknown = [s for s in given if s not in known]
+  for flag, given in (("stages", names), ("redo", _REDO.value)):
+    unknown = [s for s in given if s not in stages.STAGES]
     if unknown:
       raise errors.InputError(
-        f"--{flag}: {unknown[0]!r}; expected some of {', '.join(known)}"
+        f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
   if "evaluate" in names and "baseline" not in names:
     # What it compares with is part of it.
@@ -162,17 +151,14 @@ def main(_) -> None:
     _CONFIG.value.serve.record = _RECORD.value
   config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value, default)
-  if any(
-    name in stages.SERVICES or stages.reads_model(_CONFIG.value, name)
-    for name in names
-  ):
+  if any(stages.reads_model(_CONFIG.value, name) for name in names):
     policy_lib.check(_CONFIG.value)
-  _keep_programs()
+  keep_programs()
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   run(_CONFIG.value, workdir, names, _REDO.value)
 
 
-def _keep_programs():
+def keep_programs() -> None:
   """Compiled programs stay on disk between runs; JAX's own variables win."""
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   for name, value in (
@@ -199,11 +185,11 @@ def entry() -> None:
     app.run(main, flags_parser=_parse)
   except errors.InputError as error:
     _fail(str(error), 2)
+  except errors.EngineError as error:
+    _fail(f"{error}; what is complete stays, the same command goes on", 1)
   except OSError as error:
     place = error.filename or "a file"
     _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)
-  except errors.EngineError as error:
-    _fail(f"{error}; what is complete stays, the same command goes on", 1)
   except interrupt.Stopped as stopped:
     _fail(f"{stopped}: what is complete stays, the same command goes on",
           stopped.status)  # fmt: skip

@@ -48,11 +48,11 @@ class Stage:
 # What both policies are evaluated with.
 _EVALUATION = (
   "data.max_prompt_tokens", "data.reasoning", "domain", "model", "rollout",
-  "evaluation", "seed", "warm_start.steps",
+  "evaluation", "seed",
 )  # fmt: skip
 _NOT_EVALUATION = (
   "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-  "rollout.temperature",
+  "rollout.temperature", "data.empty_thinking",
 )  # fmt: skip
 
 STAGES = {
@@ -93,7 +93,7 @@ STAGES = {
     ),
     but=(
       "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-      "warm_start.learning_rate", "pivots.min_std",
+      "warm_start.learning_rate", "pivots.min_std", "data.empty_thinking",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
     outputs=("profiles.jsonl",),
@@ -110,7 +110,8 @@ STAGES = {
     "pivotrl_jax.train.loop:run",
     config=(
       "data.reasoning", "data.empty_thinking", "model", "rollout", "verifier",
-      "reward", "seed", "method", "optimizer", "train", "warm_start.steps",
+      "reward", "seed", "method", "optimizer", "natural", "train",
+      "warm_start.steps",
     ),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "pivots.jsonl", "warm_start",
@@ -123,7 +124,7 @@ STAGES = {
   ),
   "baseline": Stage(
     "pivotrl_jax.evaluation.evaluate:run_base",
-    config=_EVALUATION,
+    config=(*_EVALUATION, "warm_start.steps"),
     but=_NOT_EVALUATION,
     inputs=("warm_start",),
     outputs=("base_evals.jsonl",),
@@ -131,7 +132,7 @@ STAGES = {
   "evaluate": Stage(
     "pivotrl_jax.evaluation.evaluate:run",
     config=_EVALUATION,
-    but=_NOT_EVALUATION,
+    but=(*_NOT_EVALUATION, "model.path"),
     inputs=("export", "base_evals.jsonl"),
     outputs=("evals.jsonl",),
   ),
@@ -152,6 +153,13 @@ STAGES = {
     outputs=("pivot_rows.jsonl",),
     changed="replace",
   ),
+  "serve": Stage(  # It makes nothing, hence is never done.
+    "pivotrl_jax.engines.server:run",
+    config=("model",),
+    inputs=(),
+    outputs=(),
+    changed="replace",
+  ),
 }  # fmt: skip
 # `train` by method=sft: no pivots, no rewards; all candidates.
 _SFT = dataclasses.replace(
@@ -162,15 +170,14 @@ _SFT = dataclasses.replace(
     "train.learning_rate", "train.warmup_steps", "train.weight_decay",
     "train.clip_norm", "train.steps", "train.init", "warm_start.steps",
   ),
-  but=("rollout",),  # What is watched is sampled by it.
+  # What is watched is sampled by one, and measured by the other.
+  but=("rollout", "train.min_std"),
   inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
 )  # fmt: skip
 
 # Stages that run only when they are asked for.
-BY_NAME = ("export",)
+BY_NAME = ("export", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
-# They make nothing, hence are never done; by name only.
-SERVICES = {"serve": "pivotrl_jax.engines.server:run"}
 
 # Sections and keys that decide where, how fast and how often, and what is
 # said meanwhile: another value changes no number by more than rounding. The
@@ -179,9 +186,10 @@ HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
-    "train.micro_batches", "train.mismatch_warning", "train.parallel",
-    "train.save_every",
-    "train.watch_actions", "train.watch_prompts",
+    "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
+    "train.natural_directions", "train.natural_every", "train.natural_groups",
+    "train.parallel", "train.save_every", "train.watch_actions",
+    "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",
@@ -352,6 +360,11 @@ def _idle(config, name):
     idle.append("verifier.judge")
   if config.reward == "strict":
     idle.append("verifier.name")
+  if config.optimizer == "natural":
+    idle += ["train.learning_rate", "train.warmup_steps",
+             "train.weight_decay", "train.clip_norm"]  # fmt: skip
+  else:
+    idle.append("natural")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start"):

@@ -20,7 +20,6 @@ from ml_collections import config_dict
 import pytest
 
 import reads
-from tests.launchers import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARTIFACTS = (
@@ -33,7 +32,7 @@ ARTIFACTS = (
 
 OVERRIDES = {
   "profile.trajectories_per_batch": 2, "train.save_every": 1,
-  "select": "random", "evaluation.tasks": 2, "evaluation.questions": 2,
+  "select": "random", "train.natural_every": 2, "evaluation.tasks": 2, "evaluation.questions": 2,
   "evaluation.max_turns": 2,
 }  # fmt: skip
 
@@ -201,35 +200,3 @@ def test_random_signals_end_in_the_same_bytes(whole, tmp_path):
   _, stderr = run.communicate(timeout=600)
   assert run.returncode == 0, stderr
   _assert_same(tmp_path, want)
-
-
-def test_a_sweep_killed_with_its_launcher_ends_in_the_same_bytes(
-  whole, tmp_path
-):
-  """What is taken over from shared work is what a run makes itself."""
-  want, cache = whole
-  file, root = tmp_path / "sweep.py", tmp_path / "root"
-  common = {"config": "configs/swe.py:tiny"} | OVERRIDES
-  file.write_text(
-    "from launchers import sweep\n"
-    f"COMMON = {common!r}\n"
-    "def get_sweep():\n"
-    "  return sweep.product([COMMON], sweep.over('train.steps', [3, 0]))\n"
-  )
-  launch = "launchers/launch.py", f"--sweep={file}", f"--root={root}"
-  launcher = _process(cache, *launch, "--at_once=1")
-  end = time.monotonic() + 300
-  while not _lines(root / "steps=3" / "metrics.jsonl"):
-    assert launcher.poll() is None and time.monotonic() < end
-    time.sleep(0.005)
-  processes.kill([launcher.pid, *processes.naming(root)])
-  launcher.communicate()
-  assert not (root / "steps=3" / "evals.jsonl").exists()
-  launcher = _process(cache, *launch, "--at_once=1")
-  _, stderr = launcher.communicate(timeout=600)
-  assert launcher.returncode == 0, stderr
-  _assert_same(root / "steps=3", want)
-  # Once for both.
-  [shared] = (root / "shared").iterdir()
-  for name in ("trajectories.jsonl", "profiles.jsonl", "base_evals.jsonl"):
-    assert (shared / name).stat().st_nlink == 3

@@ -92,7 +92,10 @@ def assert_keys_hold(config: Any, seen: dict[str, Any]) -> None:
 
 _STAGES = dict(stages.STAGES)
 # The report finds its own in config.json; there is one optimizer so far.
-_UNREAD = {"report": {"domain", "pivots.threshold"}, "train": {"optimizer"}}
+_UNREAD = {
+  "report": {"domain", "pivots.threshold", "pivots.min_std"},
+  "train": {"optimizer"},
+}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 
-from absl import app
 from absl import flags
 
 # Runs from a checkout as it is.
@@ -31,16 +30,31 @@ from launchers.runs import locks
 from pivotrl_jax import errors
 from pivotrl_jax import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_SHARED = flags.DEFINE_multi_string(
-  "shared", [], "Workdir whose finished stages are taken over; repeatable."
+# Its own: others that import it, and main's, have flags of these names.
+_FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder.", flag_values=_FLAGS, required=True
 )
-_CPUS = flags.DEFINE_list("cpus", [], "Numbers of the cores to run on.")
+_SHARED = flags.DEFINE_multi_string(
+  "shared",
+  [],
+  "Workdir whose finished stages are taken over; repeatable.",
+  flag_values=_FLAGS,
+)
+_CPUS = flags.DEFINE_list(
+  "cpus", [], "Numbers of the cores to run on.", flag_values=_FLAGS
+)
 _PROCESS = flags.DEFINE_integer(
-  "process", 0, "Index of this process in a run over several hosts."
+  "process",
+  0,
+  "Index of this process in a run over several hosts.",
+  flag_values=_FLAGS,
 )
 _EXIT_ZERO = flags.DEFINE_bool(
-  "exit_zero", False, "End in status 0; the folder says how the run ended."
+  "exit_zero",
+  False,
+  "End in status 0; the folder says how the run ended.",
+  flag_values=_FLAGS,
 )
 
 LOCK = ".attempt"
@@ -174,5 +188,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
-  app.run(main)
+  try:
+    main(_FLAGS(sys.argv))
+  except flags.Error as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -66,11 +66,13 @@ def read(
   state, cause, ended = _state(workdir, rows, command)
   finished = workdir_lib.finished(workdir)
   to_come = [name for name in stages if name not in finished]
+  if state == "done" and to_come:  # As where a judge was gone.
+    state, cause = "stopped", f"{to_come[0]} is not complete; it goes on"
   step, reward = _last_step(workdir / "metrics.jsonl")
   return Status(
     state=state,
     cause=cause,
-    stage=to_come[0] if to_come and state != "done" else "",
+    stage=to_come[0] if to_come else "",
     step=step,
     reward=reward,
     success=_success(workdir / "evals.jsonl"),

@@ -92,14 +92,25 @@ class Tokenizer:
     ]
     return tokenizers.Tokenizer.from_str(json.dumps(state))
 
-  def encode(self, text: str, hidden: markers.StandIns) -> list[int]:
+  def encode(
+    self,
+    text: str,
+    hidden: markers.StandIns | None = None,
+    *,
+    add_special_tokens: bool = False,
+  ) -> list[int]:
     """Ids of `text`; what is hidden in it is encoded as text.
 
     Exactly the plain tokenizer's ids where nothing is hidden: tokenizers cut
     a text at its markers, and so does this.
+
+    Args:
+      text: markers in it are markers.
+      hidden: what stands in it for markers that are text.
+      add_special_tokens: as the plain tokenizer's, where nothing is hidden.
     """
-    if not hidden.within(text):
-      return self.hf.encode(text, add_special_tokens=False)
+    if hidden is None or not hidden.within(text):
+      return self.hf.encode(text, add_special_tokens=add_special_tokens)
     ids, plain = [], ""
     for piece in re.split(f"({self.markers.pattern})", text):
       if hidden.within(piece):

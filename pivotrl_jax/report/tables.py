@@ -161,6 +161,32 @@ def training(run: Run) -> Table:
   return head, body
 
 
+# Prefix of a metric in `natural/` -> the turns it was measured at.
+NATURAL_SIDES = {"": "pivots", "random_": "random turns"}
+
+
+def natural(run: Run) -> Table:
+  """Natural-gradient norms, predictions and captured shares: means of all
+  measurements, at pivots and at random turns (Theorem 3.2).
+  """
+  body = []
+  for key, what in (
+    ("norm", "norm, of advantages"),
+    ("predicted", "predicted: rms of advantages"),
+    ("captured", "captured share"),
+    ("reward_norm", "norm, of rewards"),
+    ("reward_std", "predicted: std of rewards"),
+  ):
+    cells = []
+    for side in NATURAL_SIDES:
+      name = f"natural/{side}{key}"
+      values = [m[name] for m in run.metrics if name in m]
+      cells.append(f"{np.mean(values):.3f} ({len(values)})" if values else "-")
+    if cells != ["-"] * len(cells):
+      body.append((what, *cells))
+  return ("a group's", *NATURAL_SIDES.values()), body
+
+
 def markdown(table: Table) -> str:
   """A table as Markdown; pipes in cells are escaped."""
   head, body = table

@@ -5,7 +5,7 @@ checkpoint is a `TrainState`, and a run that was killed ends in the bytes of
 one that was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
 import time
@@ -15,6 +15,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 
 from pivotrl_jax import compilations
@@ -27,10 +28,13 @@ from pivotrl_jax.data import records
 from pivotrl_jax.diagnostics import mismatch
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
+from pivotrl_jax.models import attention
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import metrics as metrics_lib
 from pivotrl_jax.train import monitor
+from pivotrl_jax.train import natural
+from pivotrl_jax.train import natural_log
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import state as state_lib
@@ -44,12 +48,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """pivots.jsonl -> checkpoints/, metrics.jsonl, tb/, export/."""
   policy = policy_lib.starting(config, workdir)
   t = config.train
-  tx = state_lib.optimizer(
-    learning_rate=t.learning_rate,
-    warmup_steps=t.warmup_steps,
-    weight_decay=t.weight_decay,
-    clip_norm=t.clip_norm,
-  )
+  tx = optimizer(config)
   state = state_lib.create(policy.params, tx)
   with (
     checkpoints.Checkpoints(
@@ -113,10 +112,25 @@ def _steps(t, first, state, advance, saved, writer):
   return state
 
 
+def optimizer(config: Any) -> optax.GradientTransformation:
+  """Adam; a natural step keeps nothing of the steps before it."""
+  if config.optimizer == "natural":
+    return optax.identity()
+  t = config.train
+  return state_lib.optimizer(
+    learning_rate=t.learning_rate,
+    warmup_steps=t.warmup_steps,
+    weight_decay=t.weight_decay,
+    clip_norm=t.clip_norm,
+  )
+
+
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """GRPO on single-turn rollouts at pivots."""
   pivots = load_pivots(workdir)
   turns = [rollouts.render_turn(policy.tokenizer, *pair) for pair in pivots]
+  others = load_turns(workdir, natural_log.random_turns(config, workdir))
+  other_turns = [rollouts.render_turn(policy.tokenizer, *o) for o in others]
   means = {
     p.candidate_id: p.mean
     for p in records.read_pivots(workdir / "pivots.jsonl")
@@ -128,11 +142,12 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     config, policy.config, temperature=config.rollout.temperature
   )
   step, state = _parallel(
-    config, policy, state, _grpo_step(config, log_probs_fn, tx)
+    config, policy, state, _grpo_step(config, policy, log_probs_fn, tx)
   )
+  probe, state = _parallel(config, policy, state, _probe(config, policy))
   score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
   engine.prepare(
-    [len(turn.prompt) for turn in turns],
+    [len(turn.prompt) for turn in turns + other_turns],
     sampling,
     prompts=config.rollout.pivots_per_step,
     rows=config.rollout.group_size,
@@ -147,47 +162,62 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       for i in range(per_step)
     ]
 
-  def expected(index):
-    # Actions are taken to be as long as the demonstrations.
-    for i in choose(index):
-      action = rollouts.render_demonstration(policy.tokenizer, *pivots[i])
-      length = min(len(action), config.rollout.max_tokens)
-      yield from [(turns[i].prompt, length)] * size
+  def plan(steps, turns):
+    """The shape of the groups of a few steps; `turns` are all there may be."""
+    return batches.plan(
+      [tuple(zip(*_expected(config, policy, s), strict=True)) for s in steps],
+      longest=max(len(turn.prompt) for turn in turns),
+      width=config.rollout.max_tokens,
+      **_layout(config),
+    )
 
-  shape = batches.plan(
-    [
-      tuple(zip(*expected(index), strict=True))
-      for index in range(batches.PLANNED)
-    ],
-    longest=max(len(turn.prompt) for turn in turns),
-    width=config.rollout.max_tokens,
-    **_layout(config),
-  )
+  planned = [[pivots[i] for i in choose(s)] for s in range(batches.PLANNED)]
+  shape = plan(planned, turns)
 
-  def advance(state, index):
-    engine.load(state.params, f"step {index}")
-    chosen = [turns[i] for i in choose(index)]
-    groups = rollouts.roll_out(
+  def roll_out(chosen, index, *, stage):
+    return rollouts.roll_out(
       engine,
       policy.tokenizer,
       chosen,
       group_size=size,
       sampling=sampling,
       seeds=(
-        seeds.row_seed(config.seed, "train", index, row)
-        for row in range(per_step * size)
+        seeds.row_seed(config.seed, stage, index, row)
+        for row in range(len(chosen) * size)
       ),
       score=score,
     )
+
+  count = config.train.natural_groups
+  log_natural = natural_log.NaturalLog(
+    config,
+    other_turns,
+    probe=probe,
+    shape=plan(
+      [
+        step[:count] + others[i * count :][:count]
+        for i, step in enumerate(planned)
+      ],
+      turns + other_turns,
+    ),
+    roll_out=functools.partial(roll_out, stage="natural"),
+  )
+  fisher_shape = plan([s[: config.natural.groups] for s in planned], turns)
+
+  def advance(state, index):
+    engine.load(state.params, f"step {index}")
+    chosen = [turns[i] for i in choose(index)]
+    groups = roll_out(chosen, index, stage="train")
+    tokens = engine.stats.sampled_tokens
+    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    state, of_natural = log_natural(state, index, groups)
     if config.engine.release:
       engine.release()
-    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
     # NaN where no verdict could be had.
     rewards = np.array([g.rewards for g in groups], np.float32)
     kept = _kept(config, groups)
     batch, places = _pack(config, groups, rewards, kept, shape)
-    tokens = engine.stats.sampled_tokens
-    scalars = watch.rollouts(groups, rewards, batch, tokens)
+    scalars = watch.rollouts(groups, rewards, batch, tokens) | of_natural
     if not kept.any():
       _log_nothing(index + 1, groups)
       scalars |= dict.fromkeys(_STILL, 0.0)
@@ -197,9 +227,16 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       batch = batch.replace(old_log_probs=score_batch(state.params, batch))
+    inputs = batch
+    if config.optimizer == "natural":
+      own = np.flatnonzero(kept.any(1))[: config.natural.groups]
+      of_fisher, _ = _pack(
+        config, [groups[i] for i in own], rewards[own], kept[own], fisher_shape
+      )
+      inputs = natural.NaturalBatch(batch, of_fisher)
     updates = []
     for update in range(config.train.updates_per_batch):
-      state, metrics, branch = step(state, batch)
+      state, metrics, branch = step(state, inputs)
       updates.append(metrics)
       if update == 0:
         of_rows = branch
@@ -214,6 +251,18 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     return state, scalars | watch.held_out(state.params)
 
   return advance, state
+
+
+def _expected(config, policy, step):
+  """Rows of a step's groups: a prompt, and how long an action may be.
+
+  Actions are taken to be as long as the demonstrations.
+  """
+  for pair in step:
+    turn = rollouts.render_turn(policy.tokenizer, *pair)
+    action = rollouts.render_demonstration(policy.tokenizer, *pair)
+    length = min(len(action), config.rollout.max_tokens)
+    yield from [(turn.prompt, length)] * config.rollout.group_size
 
 
 def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
@@ -245,16 +294,21 @@ def load_pivots(
   workdir: pathlib.Path,
 ) -> list[tuple[types.Trajectory, types.Candidate]]:
   """The pivots of pivots.jsonl, each with its trajectory."""
+  pivots = records.read_pivots(workdir / "pivots.jsonl")
+  return load_turns(workdir, [p.candidate_id for p in pivots])
+
+
+def load_turns(
+  workdir: pathlib.Path, ids: Sequence[str]
+) -> list[tuple[types.Trajectory, types.Candidate]]:
+  """Candidates by their ids, each with its trajectory."""
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   candidates = {
     c.id: c for c in records.read_candidates(workdir / "candidates.jsonl")
   }
-  chosen = [
-    candidates[p.candidate_id]
-    for p in records.read_pivots(workdir / "pivots.jsonl")
-  ]
+  chosen = [candidates[i] for i in ids]
   return [(trajectories[c.trajectory_id], c) for c in chosen]
 
 
@@ -369,24 +423,55 @@ def _layout(config):
   }
 
 
-def _grpo_step(config, log_probs_fn, tx):
-  t = config.train
-  return functools.partial(
-    step_lib.train_step,
-    loss_fn=functools.partial(
-      step_lib.grpo_loss,
-      log_probs_fn=log_probs_fn,
-      clip_low=t.clip_low,
-      clip_high=t.clip_high,
-      kl=t.kl,
-      kl_coef=t.kl_coef,
-      loss_norm=t.loss_norm,
-      importance_cap=t.importance_cap,
-      importance_floor=t.importance_floor,
-      reject_gap=t.reject_gap,
-    ),
-    tx=tx,
+def _grpo_step(config, policy, log_probs_fn, tx):
+  t, n = config.train, config.natural
+  loss_fn = functools.partial(
+    step_lib.grpo_loss,
+    log_probs_fn=log_probs_fn,
+    clip_low=t.clip_low,
+    clip_high=t.clip_high,
+    kl=t.kl,
+    kl_coef=t.kl_coef,
+    loss_norm=t.loss_norm,
+    importance_cap=t.importance_cap,
+    importance_floor=t.importance_floor,
+    reject_gap=t.reject_gap,
   )
+  if config.optimizer == "adam":
+    return functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx)
+  return functools.partial(
+    natural.train_step,
+    loss_fn=loss_fn,
+    model=_in_both_modes(config, policy),
+    chunk=t.logits_chunk,
+    temperature=config.rollout.temperature,
+    learning_rate=n.learning_rate,
+    damping=n.damping,
+    iterations=n.iterations,
+    max_kl=n.max_kl,
+    tries=n.tries,
+  )
+
+
+def _probe(config, policy):
+  """What measures scores along random directions."""
+  return functools.partial(
+    natural.project,
+    log_probs_fn=functools.partial(
+      step_lib.policy_log_probs,
+      _in_both_modes(config, policy),
+      chunk=config.train.logits_chunk,
+      temperature=config.rollout.temperature,
+    ),
+    seed=config.seed,
+    directions=config.train.natural_directions,
+  )
+
+
+def _in_both_modes(config, policy):
+  """The policy, differentiable in forward mode too."""
+  body = attention.in_both_modes(config.model.attention, config.model.dtype)
+  return sft.model(config, policy.config, body)
 
 
 def _parallel(config, policy, state, step):

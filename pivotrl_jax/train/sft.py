@@ -177,12 +177,17 @@ def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
   """`(params, micro) -> log-probs, entropies` of the policy of a run."""
   return functools.partial(
     step_lib.policy_log_probs,
-    qwen3.Qwen3(
-      shape,
-      dtype=jnp.dtype(config.model.dtype),
-      remat=config.model.remat,
-      attention=config.model.attention,
-    ),
+    model(config, shape, config.model.attention),
     chunk=config.train.logits_chunk,
     temperature=temperature,
+  )
+
+
+def model(config: Any, shape: qwen3.Config, attention: str) -> qwen3.Qwen3:
+  """The policy of a run; `attention` is one of `attention.BODIES`."""
+  return qwen3.Qwen3(
+    shape,
+    dtype=jnp.dtype(config.model.dtype),
+    remat=config.model.remat,
+    attention=attention,
   )

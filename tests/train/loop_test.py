@@ -31,6 +31,7 @@ def _config(method, model, **train):
   config.select = "random"
   config.data.trajectories = 4
   config.train.steps = 2
+  config.train.natural_every = 0  # It has tests of its own.
   config.train.update(train)
   return config
 
