@@ -12,6 +12,7 @@ from typing import Any
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -19,7 +20,7 @@ _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 # The innermost: a sentence before it may speak of the tag.
 _TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*)</tools>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(
   r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL
 )
@@ -49,7 +50,7 @@ def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
           f" tool_calls or {_OPEN}"
         )
     return text, ()
-  if text.lstrip().startswith("{") and _is_json(text):
+  if text.lstrip().startswith("{") and records.is_json(text):
     return text, ()  # An answer in JSON, whatever its strings hold.
   before = text.partition(_OPEN)[0]
   behind = _BLOCK.sub("", text[len(before) :])
@@ -75,16 +76,16 @@ def function_calls(
     text, place: the turn, and where it is.
     kinds: JSON schemas of the parameters, by function.
   """
-  first = _FUNCTION.search(text)
+  first = FUNCTION.search(text)
   if first is None:
     return text, ()
-  behind = _FUNCTION.sub("", text[first.start() :]).strip()
+  behind = FUNCTION.sub("", text[first.start() :]).strip()
   if behind:
     raise errors.InputError(
       f"{place}: {behind[:40]!r} behind a call; expected it at the end"
     )
   made = []
-  for name, body in _FUNCTION.findall(text):
+  for name, body in FUNCTION.findall(text):
     properties = kinds.get(name, {}).get("properties", {})
     left = _PARAMETER.sub("", body).strip()
     if left:
@@ -193,11 +194,3 @@ def _typed(text, kind):
     return json.loads(text)
   except (ValueError, RecursionError):
     return text
-
-
-def _is_json(text):
-  try:
-    json.loads(text)
-  except (ValueError, RecursionError):
-    return False
-  return True

@@ -17,7 +17,6 @@ from pivotrl_jax.data.importers import files
 from pivotrl_jax.data.importers import markup
 from pivotrl_jax.data.importers import swe_agent
 
-_CALL = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
 _TOOLS_START = "\n\nYou have access to the following functions:"
 _TOOL = re.compile(
   r"---- BEGIN FUNCTION #\d+: (\S+) ----\nDescription: (.*?)"
@@ -49,7 +48,7 @@ def _is_xml_chat(value):
       isinstance(m, dict)
       and m.get("role") == "assistant"
       and isinstance(m.get("content"), str)
-      and _CALL.search(m["content"])
+      and markup.FUNCTION.search(m["content"])
       for m in value["messages"]
     )
   )
