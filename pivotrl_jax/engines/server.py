@@ -38,6 +38,7 @@ from pivotrl_jax.engines.serving import service as service_lib
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import loop
 from pivotrl_jax.train import state as state_lib
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -90,14 +91,7 @@ def _policy(config, workdir):
   policy = policy_lib.starting(config, workdir)
   if not checkpoints.steps_of(workdir / checkpoints.FOLDER):
     return policy
-  t = config.train
-  tx = state_lib.optimizer(
-    learning_rate=t.learning_rate,
-    warmup_steps=t.warmup_steps,
-    weight_decay=t.weight_decay,
-    clip_norm=t.clip_norm,
-  )
-  state = state_lib.create(policy.params, tx)
+  state = state_lib.create(policy.params, loop.optimizer(config))
   step, state = checkpoints.restore(checkpoints.find(str(workdir)), state)
   return dataclasses.replace(
     policy,

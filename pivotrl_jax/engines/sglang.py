@@ -44,7 +44,7 @@ class _Server:
   version: str | None = None  # Of the weights it is known to hold.
   answer: base.Completion | None = None  # Of the server.
   wanted: base.Completion | None = None  # Of the trainer, then.
-  asleep: bool = False  # Its memory is released.
+  asleep: str | None = None  # Version whose memory it has released.
 
 
 class SGLang:
@@ -143,10 +143,14 @@ class SGLang:
 
   def release(self) -> None:
     """Servers give up the card's memory until the next `load`."""
-    with _for_good():
-      for server in self._holders():
+    for server in self._holders():
+      try:
         server.calls.release_memory()
-        server.version, server.asleep = None, True
+        server.asleep = server.version
+      except endpoint.Failure as failure:  # One that died has none.
+        logging.warning("sglang: memory not released: %s", failure)
+      server.version = None
+    self._wanted = None
 
   def sample(
     self,
@@ -159,13 +163,13 @@ class SGLang:
     Raises:
       EngineError: a request has failed for good.
     """
-    if not self._holders():
+    if self._wanted is None:
       raise ValueError("no weights: call load before sample")
     if len(prompts) != len(seeds):
       raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
     _check_ids(prompts, self._vocab_size)
     self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
-    targets = 1 if self._router else len(self._holders())
+    targets = 1 if self._router else max(1, len(self._holders()))
     out: list[base.Completion | None] = [None] * len(prompts)
 
     def request(part):
@@ -217,6 +221,8 @@ class SGLang:
     if self._router:
       return self._router
     holders = self._holders()
+    if not holders:  # Another request found them gone, and brings them.
+      raise endpoint.Failure("no server holds the weights", passing=True)
     return holders[number % len(holders)].calls
 
   def _holders(self):
@@ -295,9 +301,10 @@ class SGLang:
     )
     if wrong:
       raise endpoint.Failure(wrong, passing=False)
-    if server.asleep:
+    # One that was started again meanwhile is awake, with other weights.
+    if server.asleep and server.asleep == server.calls.weight_version():
       server.calls.resume_memory()
-      server.asleep = False
+    server.asleep = None
     server.calls.update_weights(self._path, self.version, abort=abort)
     found = server.calls.weight_version()
     if found != self.version:

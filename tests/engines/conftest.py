@@ -1,11 +1,11 @@
 """A small policy on disk, and a server of it in a thread, on a real socket."""
 
 import dataclasses
+import pathlib
 import socket
 import threading
 import time
 
-import flax.linen as nn
 import jax
 import pytest
 import uvicorn
@@ -15,25 +15,15 @@ from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.engines import server
 from pivotrl_jax.engines.serving import service as service_lib
 from pivotrl_jax.models import hf
-from pivotrl_jax.models import qwen3
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
-  """The mini policy's tokenizer with one random layer: it compiles fast."""
+def small(small, tmp_path_factory):
+  """Wider than at the start of training, so that choices differ."""
+  found = policy_lib.load(pathlib.Path(small))
   path = tmp_path_factory.mktemp("policies") / "small"
-  shape = hf.read_config(policy_lib.MINI) | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-  }
-  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  # Wider than at the start of training, so that choices differ.
-  params = jax.tree.map(lambda x: 4 * x, jax.device_get(nn.unbox(params)))
-  hf.save(path, params, shape, policy_lib.MINI)
+  wider = jax.tree.map(lambda x: 4 * x, found.params)
+  hf.save(path, wider, found.hf_config, found.path)
   return path
 
 
@@ -43,7 +33,6 @@ def config_of(path):
   config.data.max_prompt_tokens = 256
   config.serve.context = 1024
   config.serve.slice_tokens = 8
-  config.serve.batch_rows = 8  # One shape: little to compile.
   config.serve.queue_rows = 256
   config.serve.max_n = 64
   return config
