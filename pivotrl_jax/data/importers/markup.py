@@ -5,7 +5,7 @@ others `<function=NAME>`; gpt-oss writes Harmony's `<|channel|>` tokens.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import re
 from typing import Any
@@ -35,8 +35,18 @@ _FOREIGN_CALLS = (
 )  # fmt: skip
 
 
-def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
+# A function's name and its parameters as text -> its arguments.
+Typed = Callable[[str, dict[str, str]], dict[str, Any]]
+
+
+def calls(
+  text: str, place: str, typed: Typed
+) -> tuple[str, tuple[types.ToolCall, ...]]:
   """`(text before, calls)` of a turn with `<tool_call>` elements.
+
+  Args:
+    text, place: the turn, and where it is.
+    typed: reads the parameters of `<function=NAME>` elements inside.
 
   Raises:
     errors.InputError: an element that is cut off or no call, text behind one,
@@ -62,19 +72,19 @@ def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
   found = [
     made
     for n, block in enumerate(_BLOCK.findall(text))
-    for made in _block(block, f"{place}.tool_call[{n}]")
+    for made in _block(block, f"{place}.tool_call[{n}]", typed)
   ]
   return before.strip(), tuple(found)
 
 
 def function_calls(
-  text: str, place: str, kinds: dict[str, dict[str, Any]]
+  text: str, place: str, typed: Typed
 ) -> tuple[str, tuple[types.ToolCall, ...]]:
   """`(text before, calls)` of a turn with `<function=NAME>` elements.
 
   Args:
     text, place: the turn, and where it is.
-    kinds: JSON schemas of the parameters, by function.
+    typed: reads their parameters.
   """
   first = FUNCTION.search(text)
   if first is None:
@@ -86,18 +96,21 @@ def function_calls(
     )
   made = []
   for name, body in FUNCTION.findall(text):
-    properties = kinds.get(name, {}).get("properties", {})
     left = _PARAMETER.sub("", body).strip()
     if left:
       raise errors.InputError(
         f"{place}: {left[:40]!r} in a call of {name}; expected parameters"
       )
-    arguments = {
-      key: _typed(value, properties.get(key, {}).get("type"))
-      for key, value in _PARAMETER.findall(body)
-    }
+    arguments = typed(name, dict(_PARAMETER.findall(body)))
     made.append(types.ToolCall(name, chat.arguments_text(arguments)))
   return text[: first.start()].strip(), tuple(made)
+
+
+def typed(arguments: dict[str, str], schema: Any) -> dict[str, Any]:
+  """Parameters as the types that a schema declares, where they can be so."""
+  properties = schema.get("properties") if isinstance(schema, dict) else None
+  kinds = properties if isinstance(properties, dict) else {}
+  return {key: _typed(text, kinds.get(key)) for key, text in arguments.items()}
 
 
 def tools(text: str) -> tuple[str, list[Any]]:
@@ -154,10 +167,10 @@ def channel(value: dict[str, Any], place: str) -> str | None:
   return found
 
 
-def _block(block, place):
+def _block(block, place, typed):
   """The calls of one element: JSON, a Python literal, or `<function=`."""
   if "<function=" in block:
-    before, made = function_calls(block.strip(), place, {})
+    before, made = function_calls(block.strip(), place, typed)
     if not made or before:
       raise errors.InputError(f"{place}: {block.strip()[:60]!r}; not a call")
     return made
@@ -186,8 +199,9 @@ def _values(text: str) -> list[Any]:
   return found
 
 
-def _typed(text, kind):
+def _typed(text, schema):
   """A parameter's text as its declared type, if it can be read so."""
+  kind = schema.get("type") if isinstance(schema, dict) else None
   if kind in (None, "string"):
     return text
   try:

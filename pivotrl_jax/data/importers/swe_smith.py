@@ -48,6 +48,7 @@ def _is_xml_chat(value):
       isinstance(m, dict)
       and m.get("role") == "assistant"
       and isinstance(m.get("content"), str)
+      and "<tool_call>" not in m["content"]
       and markup.FUNCTION.search(m["content"])
       for m in value["messages"]
     )
@@ -86,7 +87,11 @@ def _trajectory(file, line, row):
 def _turn(message, tools, call_id):
   """A reply; one whose call is cut off stays as context."""
   kinds = {tool["name"]: tool["parameters"] for tool in tools}
-  text, calls = markup.function_calls(message.content, call_id, kinds)
+  text, calls = markup.function_calls(
+    message.content,
+    call_id,
+    lambda name, given: markup.typed(given, kinds.get(name)),
+  )
   if len(calls) > 1:
     raise errors.InputError(
       f"{call_id}: {len(calls)} calls in one reply; expected one"
