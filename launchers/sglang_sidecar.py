@@ -177,9 +177,10 @@ def serve(
     The command's status; 0 where there is none.
 
   Raises:
-    Gone: a server is, for good. The command is left to end by itself.
+    Gone: the last server is, for good, or one does not come up at first; the
+      command was told to end (SIGTERM).
   """
-  child = None
+  child, left = None, list(sidecars)
   try:
     for sidecar in sidecars:
       sidecar.start()
@@ -191,8 +192,9 @@ def serve(
     while not stopping.wait(_POLL):
       if child is not None and child.poll() is not None:
         return child.returncode
-      for sidecar in sidecars:
-        sidecar.watch(stopping)
+      for sidecar in list(left):
+        if not _watched(sidecar, stopping, alone=len(left) == 1):
+          left.remove(sidecar)
     return 0
   finally:
     if child is not None and child.poll() is None:
@@ -200,6 +202,18 @@ def serve(
       child.wait()
     for sidecar in sidecars:
       sidecar.stop()
+
+
+def _watched(sidecar, stopping, *, alone):
+  """One look; False where it is gone and others are left."""
+  try:
+    sidecar.watch(stopping)
+  except Gone as error:
+    if alone:
+      raise
+    logging.error("sidecar: goes on without a server: %s", error)
+    return False
+  return True
 
 
 def main(argv):

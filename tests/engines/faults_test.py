@@ -4,6 +4,7 @@ Slow (tens of seconds) because servers are processes that start, die and start
 again.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -205,6 +206,40 @@ def test_a_server_that_never_comes_up_is_one_line(tmp_path):
     sglang_sidecar.serve([sidecar], [], threading.Event())
 
 
+_READY = """
+import http.server, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    self.send_response(200)
+    self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
+"""
+
+
+def test_the_last_server_ends_the_sidecar(tmp_path):
+  first, second = (
+    sglang_sidecar.Sidecar(
+      command=[sys.executable, "-c", _READY, str(port)],
+      address=f"http://127.0.0.1:{port}",
+      log=tmp_path / f"{port}.log",
+      restarts=0,
+    )
+    for port in (conftest.free_port(), conftest.free_port())
+  )
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    ended = pool.submit(
+      sglang_sidecar.serve, [first, second], [], threading.Event()
+    )
+    _until(lambda: first.looked and second.looked)
+    first.process.kill()
+    first.process.wait()
+    time.sleep(1.5)  # Three looks.
+    assert not ended.done() and second.process.poll() is None
+    second.process.kill()
+    with pytest.raises(sglang_sidecar.Gone, match="no restart left"):
+      ended.result(timeout=60)
+
+
 def _until(ready):
   end = time.monotonic() + 120
   while not ready():
@@ -221,7 +256,8 @@ def _config(model, **engine):
   config = swe.get_config("tiny")
   config.model.path = str(model)
   config.select = "random"
-  config.data.trajectories = 2
+  config.data.trajectories = 1
+  config.data.max_prompt_tokens = 256  # One length: little to compile.
   config.profile.group_size = 2
   config.rollout.pivots_per_step = 2
   config.train.steps = 3
@@ -242,9 +278,16 @@ STAGES = ["import", "candidates", "profile", "select", "train"]
 def programs(tmp_path_factory):
   """What one run compiles, the next one reads."""
   folder = tmp_path_factory.mktemp("programs")
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  known = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+  }
+  before = {name: getattr(jax.config, name) for name in known}
+  for name, value in known.items():
+    jax.config.update(name, value)
   yield
-  jax.config.update("jax_compilation_cache_dir", None)
+  for name, value in before.items():
+    jax.config.update(name, value)
 
 
 def _assert_ends_alike(found, want):
