@@ -121,6 +121,10 @@ def make(config: Any, policy: policy_lib.Policy) -> service_lib.Service:
       dtype=jnp.dtype(config.model.dtype),
       attention=config.model.attention,
     )
+  context = min(
+    given.context,
+    policy.hf_config.get("max_position_embeddings", given.context),
+  )
   key = os.environ.get(service_lib.KEY_VARIABLE, "")
   admin_key = os.environ.get(service_lib.ADMIN_KEY_VARIABLE, "")
   closed = bool(key or admin_key)
@@ -140,10 +144,8 @@ def make(config: Any, policy: policy_lib.Policy) -> service_lib.Service:
     vocab_size=policy.config.vocab_size,
     model=given.model,
     limits=service_lib.Limits(
-      context=min(
-        given.context,
-        policy.hf_config.get("max_position_embeddings", given.context),
-      ),
+      context=context,
+      characters=context * max(map(len, policy.tokenizer.hf.get_vocab())),
       body=given.max_body,
       n=given.max_n,
     ),
@@ -231,9 +233,7 @@ async def _say(_, error):
 
 
 async def _say_status(_, error):
-  return responses.JSONResponse(
-    fields.ApiError(404, str(error.detail)).body, error.status_code
-  )
+  return await _say(None, fields.ApiError(error.status_code, str(error.detail)))
 
 
 async def _say_full(_, error):
@@ -242,7 +242,7 @@ async def _say_full(_, error):
 
 
 async def _say_asleep(_, error):
-  return responses.JSONResponse(fields.ApiError(503, str(error)).body, 503)
+  return await _say(None, fields.ApiError(503, str(error)))
 
 
 async def _say_gone(*_):
@@ -250,8 +250,9 @@ async def _say_gone(*_):
 
 
 async def _say_failure(_, error):
-  body = fields.ApiError(500, f"{type(error).__name__}: {error}").body
-  return responses.JSONResponse(body, 500)
+  return await _say(
+    None, fields.ApiError(500, f"{type(error).__name__}: {error}")
+  )
 
 
 async def _ready(service, _):

@@ -177,7 +177,7 @@ def test_an_answer_across_an_update_names_both_versions():
   [
     ({"version": "0.5.23", "enable_deterministic_inference": True}, None),
     ({"version": "0.6.0", "enable_deterministic_inference": True}, None),
-    ({"pivotrl_jax": "source"}, None),
+    ({"pivotrl_jax": True}, None),
     ({"version": "0.5.20", "enable_deterministic_inference": True}, "0.5.22"),
     ({"version": "0.5.23"}, "--enable-deterministic-inference"),
     ({}, "SGLang None"),

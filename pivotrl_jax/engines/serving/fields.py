@@ -5,9 +5,8 @@ import json
 import math
 from typing import Any
 
-_KINDS = {400: "invalid_request_error", 401: "authentication_error",
-          403: "permission_error", 404: "not_found_error",
-          413: "invalid_request_error", 429: "rate_limit_error",
+_KINDS = {401: "authentication_error", 403: "permission_error",
+          404: "not_found_error", 429: "rate_limit_error",
           500: "server_error", 503: "server_error"}  # fmt: skip
 
 
@@ -27,7 +26,7 @@ class ApiError(Exception):
     self.body = {
       "error": {
         "message": message,
-        "type": _KINDS[status],
+        "type": _KINDS.get(status, "invalid_request_error"),
         "param": param,
         "code": code,
       }
@@ -136,6 +135,12 @@ _NAMES = {
   list: "a list",
   dict: "an object",
 }
+
+
+def top_k(body: Mapping[str, Any]) -> int:
+  """How many of the likeliest tokens to sample from; 0 (or -1) for all."""
+  found = number(body, "top_k", 0, least=-1, most=(1 << 31) - 1, whole=True)
+  return max(0, found)
 
 
 def token_ids(value: Any, name: str, vocab_size: int) -> list[int]:

@@ -1,6 +1,6 @@
 """SGLang's `/generate`, as far as `engines/endpoint.py` and others use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import secrets
 from typing import Any
@@ -62,7 +62,7 @@ class Generate:
 def generate(
   body: Mapping[str, Any],
   *,
-  tokenizer: tokenizer_lib.Tokenizer,
+  encode: Callable[[str], list[int]],
   vocab_size: int,
   context: int,
   most: int,
@@ -72,7 +72,7 @@ def generate(
 
   Args:
     body: the request.
-    tokenizer: of text prompts.
+    encode: ids of a text prompt.
     vocab_size: ids are below it.
     context: most tokens of a prompt and its completion.
     most: completions of a prompt.
@@ -104,12 +104,9 @@ def generate(
   rows, names, stops = [], [], []
   for prompt, knob, rid in zip(prompts, knobs, rids, strict=True):
     if name == "text":
-      prompt = tokenizer.hf.encode(
-        fields.of_kind({"text": prompt}, "text", str, ""),
-        add_special_tokens=False,
-      )
+      prompt = encode(fields.of_kind({"text": prompt}, "text", str, ""))
     ids = np.array(fields.token_ids(prompt, name, vocab_size), np.int32)
-    sampling, row_seeds, texts = _sampling(knob, stop_ids, most)
+    sampling, row_seeds, texts = _sampling(knob, stop_ids, most, vocab_size)
     if len(ids) + sampling.max_tokens > context:
       raise fields.ApiError(
         400,
@@ -130,16 +127,18 @@ def generate(
   )
 
 
-def _sampling(knob, stop_ids, most):
+def _sampling(knob, stop_ids, most, vocab_size):
   """(SamplingParams, a seed for each of n, stop strings)."""
   if not isinstance(knob, dict):
     raise fields.ApiError(400, f"sampling_params: {knob!r:.80}; an object")
   fields.check_known(
     knob, honoured=_SAMPLING, harmless=frozenset(), neutral=_SAMPLING_NEUTRAL
   )
-  stops = set(fields.of_kind(knob, "stop_token_ids", list, []))
-  if not all(isinstance(i, int) for i in stops):
-    raise fields.ApiError(400, "stop_token_ids: expected integers")
+  stops = set()
+  if knob.get("stop_token_ids"):
+    stops |= {
+      *fields.token_ids(knob["stop_token_ids"], "stop_token_ids", vocab_size)
+    }
   if not fields.of_kind(knob, "ignore_eos", bool, False):
     stops |= set(stop_ids)
   texts = knob.get("stop") or []
@@ -159,7 +158,7 @@ def _sampling(knob, stop_ids, most):
     stop_ids=tuple(sorted(stops)),
     temperature=fields.number(knob, "temperature", 1.0, least=0, most=100),
     top_p=fields.number(knob, "top_p", 1.0, least=1e-6, most=1),
-    top_k=max(0, fields.number(knob, "top_k", 0, least=-1, whole=True)),
+    top_k=fields.top_k(knob),
   )
   others = [seeds.row_seed(seed, "choice", i) for i in range(1, n)]
   return sampling, [seed, *others], tuple(texts)

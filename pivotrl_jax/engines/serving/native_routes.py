@@ -1,7 +1,7 @@
 """SGLang's native routes, and `/prepare`, which is ours."""
 
 import asyncio
-import importlib.metadata
+import functools
 import pathlib
 
 from starlette import requests
@@ -36,18 +36,12 @@ async def server_info(
   """`/server_info`: by which the client knows a server of ours."""
   return responses.JSONResponse(
     {
-      endpoint.OURS: importlib.metadata.version("pivotrl_jax")
-      if _installed()
-      else "source",
+      endpoint.OURS: True,
       "model_path": service.path,
       "context_length": service.limits.context,
       "enable_deterministic_inference": True,
     }
   )
-
-
-def _installed():
-  return any(importlib.metadata.distributions(name="pivotrl_jax"))
 
 
 async def generate(
@@ -75,7 +69,8 @@ async def generate(
 
 def _asked(service, body):
   return native.generate(
-      body, tokenizer=service.tokenizer, vocab_size=service.vocab_size,
+      body, encode=functools.partial(service_lib.encode, service),
+      vocab_size=service.vocab_size,
       context=service.limits.context, most=service.limits.n,
       stop_ids=service.tokenizer.stop_ids,
   )  # fmt: skip
@@ -135,7 +130,9 @@ async def prepare(
   """`/prepare`: `Engine.prepare`, so that a client's calls compile nothing."""
   body = await service_lib.body(service, request)
   sampling = fields.of_kind(body, "sampling", dict, {})
-  lengths = fields.token_ids(body.get("lengths"), "lengths", 1 << 31)
+  lengths = fields.token_ids(
+    body.get("lengths"), "lengths", service.limits.context + 1
+  )
   call = base.SamplingParams(
     max_tokens=fields.number(sampling, "max_tokens", 1, least=1, whole=True),
     stop_ids=tuple(fields.of_kind(sampling, "stop_ids", list, [])),

@@ -214,7 +214,7 @@ def _shared(body, model, most):
     "n": fields.number(body, "n", 1, least=1, most=most, whole=True),
     "temperature": fields.number(body, "temperature", 1.0, least=0, most=100),
     "top_p": top_p or 1e-6,  # 0 keeps the likeliest token.
-    "top_k": max(0, fields.number(body, "top_k", 0, least=-1, whole=True)),
+    "top_k": fields.top_k(body),
     "seed": fields.number(
       body, "seed", None, least=-(1 << 63), most=(1 << 64) - 1, whole=True
     ),

@@ -67,11 +67,12 @@ async def chat(
 
 def _chat_prompt(service, wanted):
   """The prompt's ids, and the request that knows of them."""
+  service_lib.check_length(service, *(m.content for m in wanted.messages))
   try:
     ids = render.prompt_ids(service.tokenizer, wanted.messages, wanted.tools)
   except errors.InputError as error:
     raise fields.ApiError(400, str(error), param="messages") from error
-  forced = service.tokenizer.hf.encode(wanted.forced, add_special_tokens=False)
+  forced = service_lib.encode(service, wanted.forced)
   return np.concatenate([ids, np.array(forced, np.int32)]), dataclasses.replace(
     wanted, forced_ids=len(forced)
   )
@@ -114,7 +115,7 @@ async def complete(
 
 def _text_prompt(service, prompt):
   if isinstance(prompt, str):
-    prompt = service.tokenizer.hf.encode(prompt, add_special_tokens=False)
+    prompt = service_lib.encode(service, prompt)
   if not prompt:
     raise fields.ApiError(400, "prompt: empty; expected text", param="prompt")
   return np.array(prompt, np.int32)

@@ -26,11 +26,13 @@ class Limits:
 
   Attributes:
     context: tokens of a prompt and its completion.
+    characters: of a prompt; more cannot fit into the context.
     body: bytes.
     n: completions of a prompt, and prompts of a request.
   """
 
   context: int
+  characters: int
   body: int
   n: int
 
@@ -101,6 +103,24 @@ async def body(service: Service, request: requests.Request) -> dict[str, Any]:
   if size > most:
     raise fields.ApiError(413, f"the body is over {most} bytes")
   return await service.in_text_thread(fields.decode, b"".join(parts))
+
+
+def encode(service: Service, text: str) -> list[int]:
+  """Ids of a text, none of them added; ApiError where they cannot fit."""
+  check_length(service, text)
+  return service.tokenizer.hf.encode(text, add_special_tokens=False)
+
+
+def check_length(service: Service, *texts: str) -> None:
+  """ApiError for what would take long to encode, and does not fit."""
+  size = sum(map(len, texts))
+  if size > service.limits.characters:
+    raise fields.ApiError(
+      400,
+      f"This model's maximum context length is {service.limits.context} tokens;"
+      f" the prompt has {size} characters",
+      code="context_length_exceeded",
+    )
 
 
 def check_key(service: Service, request: Any, *, admin: bool) -> None:
