@@ -77,6 +77,8 @@ class Sidecar:
   process: subprocess.Popen | None = None
   healthy: float = 0.0  # When it last was, by the monotonic clock.
   looked: float = 0.0  # When its health was last asked for.
+  # One for all looks: making one takes longer than a look.
+  http: httpx2.Client = dataclasses.field(default_factory=httpx2.Client)
 
   def start(self) -> None:
     """Starts it; does not wait."""
@@ -151,7 +153,7 @@ class Sidecar:
     headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
     try:
       # A server that hangs must not be waited for long.
-      found = httpx2.get(
+      found = self.http.get(
         self.address + path,
         headers=headers,
         timeout=min(20.0, self.hang_timeout),
