@@ -33,6 +33,7 @@ def config_of(path):
   config.data.max_prompt_tokens = 256
   config.serve.context = 1024
   config.serve.slice_tokens = 8
+  config.serve.batch_rows = 32  # Two shapes: little to compile.
   config.serve.queue_rows = 256
   config.serve.max_n = 64
   return config

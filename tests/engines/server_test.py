@@ -309,7 +309,12 @@ BAD = [
     "top_k",
   ),
   ("/generate", {"text": "x" * 10**7}, 400, "10000000 characters"),
-  ("/generate", {"text": ["x"], "sampling_params": []}, 200, None),
+  (
+    "/generate",
+    {"text": ["x"], "sampling_params": {"max_new_tokens": 8}},
+    200,
+    None,
+  ),
   ("/update_weights_from_disk", {"model_path": "/nowhere"}, 400, "/nowhere"),
   ("/nowhere", {}, 404, "Not Found"),
 ]
@@ -375,23 +380,6 @@ def test_a_client_that_hangs_up_frees_its_place(served, client):
       time.sleep(0.01)
     assert served.service.scheduler.load == 0
   assert _ask(client)["choices"]
-
-
-def test_over_the_queue_there_are_429s(client):
-  def ask(_):
-    return client.post(
-      CHAT, json={"messages": HELLO, "max_tokens": 64, "n": 64}
-    )
-
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    found = list(pool.map(ask, range(16)))
-  codes = [r.status_code for r in found]
-  assert set(codes) == {200, 429}
-  # Four of 64 fit into 256 places; others may come after.
-  assert codes.count(200) >= 4
-  refused = next(r for r in found if r.status_code == 429)
-  assert refused.headers["retry-after"]
-  assert refused.json()["error"]["type"] == "rate_limit_error"
 
 
 def test_keys_open_their_own_routes(served):
