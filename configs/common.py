@@ -90,8 +90,22 @@ def _embedded(domain):
     remat=False,  # Recompute layers in the backward pass.
   )
   config.engine = _section(
-    batch_tokens=65536,  # Most trunk tokens of a sampling batch.
-    batch_rows=256,  # Most branches of a sampling batch.
+    name="jax",  # jax (in this process) | sglang (servers at engine.urls).
+    batch_tokens=65536,  # jax: most trunk tokens of a sampling batch.
+    batch_rows=256,  # jax: most branches of a sampling batch.
+    # The rest is for sglang; its keys: $PIVOTRL_SGLANG_KEY, .._ADMIN_KEY.
+    urls="http://127.0.0.1:30000",  # Servers, with commas between.
+    router="",  # Address that generates in their stead.
+    weights="",  # Folder that the servers see too; "" = a temporary one.
+    tolerance=0.0,  # Of log-probs at a hand-over; 0 = by model.dtype.
+    deterministic=True,  # Insist on servers that honour seeds.
+    stale="refuse",  # Completions of other weights: refuse | correct.
+    release=False,  # Servers free the card's memory while a step trains.
+    rows_per_request=1024,  # Most.
+    concurrency=4,  # Most requests at once at a server.
+    timeout=600.0,  # Seconds of a request, or of a hand-over.
+    retries=5,  # Further attempts of one.
+    patience=300.0,  # Seconds to wait for a server to come up.
   )
   config.warm_start = _section(
     steps=0,  # SFT steps before profiling; 0 = none.
@@ -131,6 +145,7 @@ def _embedded(domain):
     cut_off="fail",  # Longer ones: fail (reward 0) | mask (out of the loss).
     temperature=1.0,
     top_p=1.0,
+    top_k=0,  # 0 = the whole vocabulary.
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
@@ -152,6 +167,9 @@ def _embedded(domain):
     loss_norm="token",  # token | sequence | constant.
     importance_cap=0.0,  # Truncated importance weights; 0 = off.
     importance_floor=0.0,
+    reject_gap=0.0,  # Actions with a token whose log-prob in the engine is
+    # farther than this from the trainer's weigh nothing; 0 = off.
+    mismatch_warning=0.1,  # Of the 99th percentile of that gap; 0 = none.
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
     batch_tokens=1024,  # Trunk tokens of a device in a micro-batch, about.
@@ -182,6 +200,18 @@ def _embedded(domain):
     max_turns=8,
     questions=100,  # Out-of-domain questions; 0 = none.
     suites=0,  # Questions of each suite of evaluation/suites; 0 = none.
+  )
+  config.serve = _section(  # Its keys: $PIVOTRL_SERVE_KEY, .._ADMIN_KEY.
+    host="127.0.0.1",
+    port=30000,  # 0 = any free one.
+    model="policy",  # What clients call it.
+    record="",  # File that every exchange is appended to; also --record.
+    context=4096,  # Most tokens of a prompt and its completion.
+    slice_tokens=32,  # Of an engine call; then others may join.
+    batch_rows=64,  # Most completions of an engine call.
+    queue_rows=4096,  # Most completions that wait or run.
+    max_body=64 << 20,  # Bytes of a request.
+    max_n=128,  # Most completions of a prompt.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config
@@ -215,6 +245,9 @@ def _paper(config):
   config.rollout.pivots_per_step = 64
   config.rollout.group_size = 16
   config.rollout.max_tokens = 4096
+  config.engine.name = "sglang"
+  config.engine.rows_per_request = 16
+  config.engine.concurrency = 64
   config.train.steps = 360
   config.train.learning_rate = 1e-6
   config.train.warmup_steps = 10

@@ -79,6 +79,16 @@ _URL = Rule(
   ),
   "an address that starts with http:// or https://",
 )
+_ADDRESSES = Rule(
+  lambda x: (
+    isinstance(x, str)
+    and all(a.strip().startswith(("http://", "https://")) for a in x.split(","))
+  ),
+  "addresses that start with http:// or https://, with commas between",
+)
+_PORT = Rule(
+  lambda x: isinstance(x, int) and 0 <= x < 1 << 16, "a port, or 0 for any"
+)
 _SHARE = _number(0, 1)
 # Rewards lie in [0, 1]: no std is above a half.
 _STD = Rule(lambda x: _is_number(x) and 0 <= x < 0.5, "a number from 0 to 0.5")
@@ -117,6 +127,19 @@ RULES = {
   "model.remat": _FLAG,
   "engine.batch_tokens": _whole(1),
   "engine.batch_rows": _whole(1),
+  "engine.name": _one_of("jax", "sglang"),
+  "engine.urls": _ADDRESSES,
+  "engine.router": _URL,
+  "engine.weights": _TEXT,
+  "engine.tolerance": _number(0),
+  "engine.deterministic": _FLAG,
+  "engine.stale": _one_of("refuse", "correct"),
+  "engine.release": _FLAG,
+  "engine.rows_per_request": _whole(1),
+  "engine.concurrency": _whole(1),
+  "engine.timeout": _above(0),
+  "engine.retries": _whole(0),
+  "engine.patience": _above(0),
   "warm_start.steps": _whole(0),
   "warm_start.trajectories": _whole(1),
   "warm_start.learning_rate": _above(0),
@@ -177,6 +200,7 @@ RULES = {
   "rollout.cut_off": _one_of("fail", "mask"),
   "rollout.temperature": _number(0),
   "rollout.top_p": _above(0, 1),
+  "rollout.top_k": _whole(0),
   "sft.turns": _whole(1),
   "train.steps": _whole(0),
   "train.init": _TEXT,
@@ -193,6 +217,8 @@ RULES = {
   "train.loss_norm": _one_of("token", "sequence", "constant"),
   "train.importance_cap": _number(0),
   "train.importance_floor": _number(0),
+  "train.reject_gap": _number(0),
+  "train.mismatch_warning": _number(0),
   "train.updates_per_batch": _whole(1),
   "train.micro_batches": _whole(1),
   "train.batch_tokens": _whole(0),
@@ -220,6 +246,16 @@ RULES = {
   "evaluation.questions": _whole(0),
   "evaluation.suites": _whole(0),
   "report.pivots": _whole(0),
+  "serve.host": _LABEL,
+  "serve.port": _PORT,
+  "serve.model": _LABEL,
+  "serve.record": _TEXT,
+  "serve.context": _whole(2),
+  "serve.slice_tokens": _whole(1),
+  "serve.batch_rows": _whole(1),
+  "serve.queue_rows": _whole(1),
+  "serve.max_body": _whole(1),
+  "serve.max_n": _whole(1),
 }
 # (World, verifier) of different actions -> what fits.
 _UNFIT = {
@@ -322,6 +358,17 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     f"at most train.importance_cap={t.importance_cap}",
   )
   yield (
+    config.engine.release and config.engine.name == "jax",
+    "engine.release",
+    "False, or engine.name=sglang",
+  )
+  yield (
+    config.engine.stale == "correct" and not t.importance_cap,
+    "engine.stale",
+    "refuse, or a train.importance_cap above 0: importance weights are what"
+    " corrects",
+  )
+  yield (
     v.swe_pivot.reward_mode == "continuous"
     and v.swe_pivot.similarity_threshold > v.swe_pivot.similarity_full_credit,
     "verifier.swe_pivot.similarity_threshold",
@@ -337,12 +384,18 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
 
 
 def _warn_of_sampling(rollout):
-  if rollout.top_p < 1:
-    logging.warning(
-      "--config.rollout.top_p: %s; training takes log-probs of the whole"
-      " distribution, of which these samples are not: expected 1",
-      rollout.top_p,
-    )
+  for name, cuts, whole in (
+    ("top_p", rollout.top_p < 1, 1),
+    ("top_k", rollout.top_k > 0, 0),
+  ):
+    if cuts:
+      logging.warning(
+        "--config.rollout.%s: %s; training takes log-probs of the whole"
+        " distribution, of which these samples are not: expected %d",
+        name,
+        rollout[name],
+        whole,
+      )
   if rollout.temperature < _LOW_TEMPERATURE:
     logging.warning(
       "--config.rollout.temperature: %s; groups will hardly differ: expected"
@@ -412,6 +465,21 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   )
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)
+  yield (
+    config.engine.name == "jax",
+    "engine.name=jax",
+    (
+      "engine.urls", "engine.router", "engine.weights", "engine.tolerance",
+      "engine.deterministic", "engine.stale", "engine.rows_per_request",
+      "engine.concurrency", "engine.timeout", "engine.retries",
+      "engine.patience",
+    ),
+  )  # fmt: skip
+  yield (
+    config.engine.name == "sglang",
+    "engine.name=sglang",
+    ("engine.batch_tokens", "engine.batch_rows"),
+  )
   yield (
     not config.evaluation.tasks,
     "evaluation.tasks=0",

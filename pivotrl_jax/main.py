@@ -39,6 +39,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
 _STAGES = flags.DEFINE_list(
   "stages", None, "Stages to run, in order; all by default."
 )
+_RECORD = flags.DEFINE_string(
+  "record", None, "File to which `serve` appends every exchange."
+)
 _REDO = flags.DEFINE_list(
   "redo", [], "Stages to do again, with what was made from their outputs."
 )
@@ -144,6 +147,8 @@ def main(_) -> None:
   flag = flags.FLAGS["config"]
   # The file's own values, before other flags changed them.
   default = flag.parser.parse(config_flags.get_config_filename(flag))
+  if _RECORD.value is not None:
+    _CONFIG.value.serve.record = _RECORD.value
   config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value, default)
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
@@ -180,6 +185,8 @@ def entry() -> None:
     app.run(main, flags_parser=_parse)
   except errors.InputError as error:
     _fail(str(error), 2)
+  except errors.EngineError as error:
+    _fail(f"{error}; what is complete stays, the same command goes on", 1)
   except OSError as error:
     place = error.filename or "a file"
     _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)

@@ -154,6 +154,13 @@ STAGES = {
     outputs=("pivot_rows.jsonl",),
     changed="replace",
   ),
+  "serve": Stage(  # It makes nothing, hence is never done.
+    "pivotrl_jax.engines.server:run",
+    config=("model",),
+    inputs=(),
+    outputs=(),
+    changed="replace",
+  ),
 }  # fmt: skip
 # `train` by method=sft: no pivots, no rewards; all candidates.
 _SFT = dataclasses.replace(
@@ -170,7 +177,7 @@ _SFT = dataclasses.replace(
 )  # fmt: skip
 
 # Stages that run only when they are asked for.
-BY_NAME = ("export",)
+BY_NAME = ("export", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 
 # Sections and keys that decide where, how fast and how often, and what is
@@ -180,10 +187,10 @@ HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
-    "train.micro_batches", "train.natural_damping", "train.natural_directions",
-    "train.natural_every", "train.natural_groups", "train.parallel",
-    "train.save_every",
-    "train.watch_actions", "train.watch_prompts",
+    "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
+    "train.natural_directions", "train.natural_every", "train.natural_groups",
+    "train.parallel", "train.save_every", "train.watch_actions",
+    "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",

@@ -35,15 +35,33 @@ class Completion:
     log_probs: `[A]` float32, of each id under the policy at the sampling
       temperature (at 1 where that is 0), before top_p and top_k.
     finish: "stop" or "length".
+    version: of the weights it was sampled from; the versions joined by ", "
+      where they changed under it.
   """
 
   ids: np.ndarray
   log_probs: np.ndarray
   finish: str
+  version: str = ""
+
+
+class Stats(Protocol):
+  """What the last `sample` did, in tokens."""
+
+  prompt_tokens: int  # Sum of the prompts, as separate sequences.
+  sampled_tokens: int
 
 
 class Engine(Protocol):
-  """Two verbs. Sampled ids are trained on as sampled."""
+  """Two verbs. Sampled ids are trained on as sampled.
+
+  Attributes:
+    version: of the weights it samples from.
+    stats: of the last `sample`.
+  """
+
+  version: str
+  stats: Stats
 
   def sample(
     self,

@@ -222,6 +222,7 @@ class JaxSampler:
           ids[at][:size].copy(),
           log_probs[at][:size].copy(),
           "stop" if stopped[at] else "length",
+          self.version,
         ),
       )
 

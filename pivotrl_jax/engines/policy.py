@@ -1,9 +1,13 @@
 """A policy on disk: tokenizer, shape and weights; and an engine on it."""
 
+import atexit
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -13,7 +17,11 @@ import numpy as np
 from pivotrl_jax import errors
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import endpoint
+from pivotrl_jax.engines import handover
 from pivotrl_jax.engines import jax_sampler
+from pivotrl_jax.engines import sglang
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 
@@ -153,14 +161,56 @@ def digest(params: Any) -> str:
   return state.hexdigest()
 
 
-def engine(policy: Policy, config: Any) -> jax_sampler.JaxSampler:
-  """The embedded engine, loaded with `policy`."""
-  sampler = jax_sampler.JaxSampler(
+def engine(policy: Policy, config: Any) -> base.Engine:
+  """The engine that `config.engine.name` names, loaded with `policy`."""
+  build = {"jax": _embedded, "sglang": _servers}[config.engine.name]
+  made = build(policy, config)
+  made.load(jax.device_put(policy.params), policy.version)
+  return made
+
+
+def _embedded(policy, config):
+  return jax_sampler.JaxSampler(
     policy.config,
     dtype=jnp.dtype(config.model.dtype),
     attention=config.model.attention,
     batch_tokens=config.engine.batch_tokens,
     batch_rows=config.engine.batch_rows,
   )
-  sampler.load(jax.device_put(policy.params), policy.version)
-  return sampler
+
+
+def _servers(policy, config):
+  given = config.engine
+
+  def server(address):
+    return endpoint.Endpoint(
+      address.strip(),
+      timeout=given.timeout,
+      key=os.environ.get(endpoint.KEY_VARIABLE, ""),
+      admin_key=os.environ.get(endpoint.ADMIN_KEY_VARIABLE, ""),
+    )
+
+  folder = given.weights or tempfile.mkdtemp(prefix="pivotrl_weights_")
+  if not given.weights:
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  writer = handover.Writer(
+    pathlib.Path(folder),
+    config=policy.config,
+    hf_config=policy.hf_config,
+    tokenizer=policy.path,
+    dtype=config.model.dtype,
+    attention=config.model.attention,
+  )
+  return sglang.SGLang(
+    [server(address) for address in given.urls.split(",")],
+    writer,
+    vocab_size=policy.config.vocab_size,
+    router=server(given.router) if given.router else None,
+    tolerance=given.tolerance or handover.TOLERANCES[config.model.dtype],
+    deterministic=given.deterministic,
+    rows_per_request=given.rows_per_request,
+    concurrency=given.concurrency,
+    retries=given.retries,
+    patience=given.patience,
+    stale=given.stale,
+  )

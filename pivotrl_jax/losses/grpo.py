@@ -278,6 +278,34 @@ _KL = {
 }
 
 
+def within_gap(
+  log_probs: jax.Array,
+  sampler_log_probs: jax.Array,
+  mask: jax.Array,
+  *,
+  most: float,
+) -> jax.Array:
+  """Which actions the trainer and the engine agree on, token for token.
+
+  One token of which they think very differently is enough to reject an action:
+  its importance weight says more of kernels or of stale weights than of the
+  policy.
+
+  Args:
+    log_probs: `[..., A]` of the sampled tokens under the trainer's policy.
+    sampler_log_probs: `[..., A]` as the engine reported them.
+    mask: `[..., A]`; padding is within any gap.
+    most: greatest absolute gap of a token, in nats.
+
+  Returns:
+    `[...]` float32, 1 where every token is within the gap and 0 elsewhere,
+    without gradient.
+  """
+  chex.assert_equal_shape([log_probs, sampler_log_probs, mask])
+  gap = jnp.abs(_gap(log_probs, sampler_log_probs, mask)).max(-1)
+  return jax.lax.stop_gradient((gap <= most).astype(jnp.float32))
+
+
 def truncated_importance_weights(
   log_probs: jax.Array,
   sampler_log_probs: jax.Array,

@@ -182,6 +182,7 @@ def sampling_params(
     stop_ids=tokenizer.stop_ids,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
+    top_k=rollout.top_k,
   )
 
 

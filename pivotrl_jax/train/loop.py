@@ -25,6 +25,7 @@ from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
+from pivotrl_jax.diagnostics import mismatch
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.models import attention
@@ -90,7 +91,8 @@ def _steps(t, first, state, advance, saved, writer):
       started = time.monotonic()
       try:
         state, scalars = advance(state, index)
-      except errors.InputError:  # The judge is gone: what was learnt is not.
+      except (errors.InputError, errors.EngineError):
+        # The judge or the engine is gone: what was learnt is not.
         if index > first and index % t.save_every:
           writer.sync()
           saved.save(index, state)
@@ -209,6 +211,8 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     tokens = engine.stats.sampled_tokens
     score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
     state, of_natural = log_natural(state, index, groups)
+    if config.engine.release:
+      engine.release()
     # NaN where no verdict could be had.
     rewards = np.array([g.rewards for g in groups], np.float32)
     kept = _kept(config, groups)
@@ -237,10 +241,11 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       state, metrics, branch = step(state, inputs)
       updates.append(metrics)
       if update == 0:
-        log_prob = branch["log_prob"]
-    host = jax.device_get((updates, log_prob, reference_log_probs))
+        of_rows = branch
+    host = jax.device_get((updates, of_rows, reference_log_probs))
     scalars |= _over_updates(host[0])
-    rows = host[1].reshape(-1)[places].reshape(rewards.shape)
+    scalars |= _mismatch(config, index, groups, kept, host[1]["gap"], places)
+    rows = host[1]["log_prob"].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
     rho = np.array([means[t.candidate.id] for t in chosen])
@@ -378,6 +383,26 @@ def _pack(config, groups, rewards, kept, shape):
   )
 
 
+def _mismatch(config, index, groups, kept, gap, places):
+  """`mismatch/` scalars of a step; a warning above the threshold."""
+  lengths = np.array([len(c.ids) for g in groups for c in g.completions])
+  rows = gap.reshape(-1, gap.shape[-1])[places]
+  kept = kept.reshape(-1)
+  found = mismatch.mismatch(
+    np.concatenate(
+      [r[:n] for r, n in zip(rows[kept], lengths[kept], strict=True)]
+    ),
+    lengths[kept],
+  )
+  if 0 < config.train.mismatch_warning < found["p99"]:
+    logging.warning(
+        "train: step %d: the 99th percentile of the gap between the engine's"
+        " log-probs and the trainer's is %.3g (train.mismatch_warning=%g)",
+        index + 1, found["p99"], config.train.mismatch_warning,
+    )  # fmt: skip
+  return {f"mismatch/{name}": value for name, value in found.items()}
+
+
 def _weights(config, lengths, kept):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
@@ -412,6 +437,7 @@ def _grpo_step(config, policy, log_probs_fn, tx):
     loss_norm=t.loss_norm,
     importance_cap=t.importance_cap,
     importance_floor=t.importance_floor,
+    reject_gap=t.reject_gap,
   )
   if config.optimizer == "adam":
     return functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx)

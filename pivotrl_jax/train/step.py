@@ -262,6 +262,7 @@ def grpo_loss(
   loss_norm: str,
   importance_cap: float,
   importance_floor: float,
+  reject_gap: float = 0.0,
 ):
   """The clipped surrogate and its KL term (paper, eq. 7).
 
@@ -282,11 +283,17 @@ def grpo_loss(
         old, micro.sampler_log_probs, micro.mask,
         cap=importance_cap, floor=importance_floor,
     )  # fmt: skip
+  if reject_gap:
+    kept = grpo.within_gap(
+      old, micro.sampler_log_probs, micro.mask, most=reject_gap
+    )
+    weights = weights * kept[..., None]
+    sums["rejected"] = _masked_sum(1.0 - kept[..., None], micro.mask)
   surrogate, parts = grpo.clipped_surrogate(
       flat(log_probs), flat(old), micro.advantages.reshape(-1),
       flat(weights), clip_low=clip_low, clip_high=clip_high,
   )  # fmt: skip
-  # The divisor counts actions or tokens, whatever importance weights say.
+  # The divisor counts actions or tokens, whatever the weights say.
   sums |= parts | {"weight": grpo.divisor(flat(micro.mask), norm=loss_norm)}
   loss = surrogate
   if micro.ref_log_probs is not None:
@@ -298,7 +305,9 @@ def grpo_loss(
     if kl_coef:
       loss = loss + kl_coef * penalty
   sums |= {"loss": loss, "entropy": _masked_sum(entropy, micro.mask)}
-  return loss, (sums, {"log_prob": _masked_rows(log_probs, micro.mask)})
+  gap = jnp.where(micro.mask > 0, old - micro.sampler_log_probs, 0.0)
+  rows = {"log_prob": _masked_rows(log_probs, micro.mask), "gap": gap}
+  return loss, (sums, rows)
 
 
 def _flatten(x, *, width):

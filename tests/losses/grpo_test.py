@@ -171,6 +171,15 @@ class WeightsTest(parameterized.TestCase):
     )  # fmt: skip
     np.testing.assert_allclose(got, [5.0, 0.25, 1.0])
 
+  def test_one_token_far_off_rejects_its_action(self):
+    # Gaps 0.25 and 0.5; 0.5 and 2; padding. At most 0.5.
+    got = grpo.within_gap(
+        jnp.array([[-1.0, -2.0], [-1.0, -2.0], [jnp.nan, jnp.nan]]),
+        jnp.array([[-1.25, -1.5], [-1.5, -4.0], [0.0, jnp.nan]]),
+        jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), most=0.5,
+    )  # fmt: skip
+    np.testing.assert_array_equal(got, [1.0, 0.0, 1.0])
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -35,11 +35,12 @@ COLUMNS = METADATA | frozenset((
     "agent_name", "benchmark", "category", "category_id", "config",
     "data_source", "dataset", "dataset_name", "difficulty", "domain",
     "errors", "exit_status", "format", "git_branch", "hash", "idx", "lang", "language",
-    "license", "messages_count", "model_id", "num_messages", "num_turns",
-    "parallel_tool_calls", "project", "repo", "row_idx", "run_id", "source",
-    "split", "subset", "tag", "tags", "task", "task_name", "temperature",
-    "termination_reason", "token_length", "topic", "total_tokens", "trial",
-    "trial_name", "type", "url", "version",
+    "license", "log_probs", "messages_count", "model_id", "num_messages",
+    "num_turns", "parallel_tool_calls", "project", "prompt_token_ids", "repo",
+    "row_idx", "run_id", "source", "split", "subset", "tag", "tags", "task",
+    "task_name", "temperature", "termination_reason", "token_ids",
+    "token_length", "topic", "total_tokens", "trial", "trial_name", "type",
+    "url", "version", "weight_version",
 ))  # fmt: skip
 
 
