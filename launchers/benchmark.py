@@ -167,7 +167,7 @@ def grpo_step(shape):
     state, metrics, _ = step(state, batch)
     jax.block_until_ready((state, metrics))
     computed.append(
-      engine.stats.padded_trunk_tokens
+      engine.stats.prefilled_tokens
       + engine.stats.decoded_slots
       + batches.computed_tokens(batch)
     )
@@ -199,7 +199,7 @@ def profile(shape):
       range(index << 20, (index << 20) + len(prompts)),
     )
     computed.append(
-      engine.stats.padded_trunk_tokens + engine.stats.decoded_slots
+      engine.stats.prefilled_tokens + engine.stats.decoded_slots
     )
 
   figures = _timed(once)

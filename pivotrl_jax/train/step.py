@@ -1,6 +1,6 @@
 """The training step: loss sums over micro-batches, one division, one update.
 
-Pure. A loss function sees the parameters and one micro-batch of trees and
+Pure. A loss function sees the parameters and one micro-batch of tries and
 returns a *sum* with the sums of its metrics; here they are accumulated,
 summed over devices and divided once by the summed weight. Hence every split
 of a batch, in time or over devices, gives one gradient.
@@ -123,11 +123,11 @@ def policy_log_probs(
   chunk: int,
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probs and entropies `[B, N, A]` of the action tokens of trees."""
-  branch, targets, spans = branch_inputs(micro)
+  """Log-probs and entropies `[B, N, A]` of the action tokens of tries."""
+  branch, targets, layout = branch_inputs(micro)
   width = micro.actions.shape[-1]
   hidden = model.apply(
-    {"params": params}, micro.trunks, branch, spans, reach=width - 1
+    {"params": params}, micro.tries, branch, layout, reach=width - 1
   )
   found = logprobs.token_log_probs(
     hidden.reshape(-1, hidden.shape[-1]),
@@ -148,13 +148,13 @@ def policy_log_probs(
 
 def branch_inputs(
   micro: batches.TrainBatch,
-) -> tuple[jax.Array, jax.Array, qwen3.Spans]:
+) -> tuple[jax.Array, jax.Array, qwen3.Layout]:
   """What the model takes of a micro-batch.
 
   Returns:
     The branches' inputs `[B, S]`, which are the actions' tokens moved on by
     one behind the last token of their prompt; the tokens `[B, S]` that their
-    outputs predict; and what each token of trunks and branches sees.
+    outputs predict; and where the tokens of tries and branches stand.
   """
   count, width = micro.actions.shape[1:]
   branch, offset = jnp.divmod(micro.places, width)
@@ -166,36 +166,25 @@ def branch_inputs(
 
   flat = micro.actions.reshape(len(branch), -1)
   targets = take(flat, branch * width + offset)
-  start = take(micro.starts, branch)
-  last = start + take(micro.attach, branch) - 1
+  past = take(micro.past, branch)
   inputs = jnp.where(
     offset == 0,
-    take(micro.trunks, last),
+    take(micro.first, branch),
     take(flat, branch * width + jnp.maximum(offset - 1, 0)),
   )
-  here = jnp.arange(branch.shape[1])
-
-  def span(start, end):
-    return jnp.where(live, start, 0), jnp.where(live, end, 0)
-
-  return inputs, targets, qwen3.Spans(
-      trunk=_trunk_span(micro),
-      past=span(start, last),
-      own=span(here - offset, here + 1),
+  depth = take(micro.depths, jnp.maximum(past, 0))
+  size = branch.shape[1]
+  # Each branch ends where the next one, or padding, begins.
+  begins = jnp.where(offset == 0, jnp.arange(size), size)
+  begins = jnp.pad(begins, ((0, 0), (0, 1)), constant_values=size)
+  ends = jax.lax.cummin(begins, axis=1, reverse=True)[:, 1:]
+  return inputs, targets, qwen3.Layout(
+      ends=micro.ends,
+      depths=micro.depths,
+      past=jnp.where(live, past, -1),
+      branch_ends=jnp.where(live, ends, 0),
+      branch_depths=jnp.where(past < 0, 0, depth + 1) + offset,
   )  # fmt: skip
-
-
-def _trunk_span(micro):
-  """Each trunk token sees its trunk from the start up to itself."""
-  ends = (micro.starts + micro.attach).max(1, keepdims=True)
-  place = jnp.arange(micro.trunks.shape[1])
-  rows = jnp.arange(len(micro.trunks))[:, None]
-  starts = jnp.zeros_like(micro.trunks).at[rows, micro.starts].max(micro.starts)
-  live = place < ends
-  return (
-    jnp.where(live, jax.lax.cummax(starts, axis=1), 0),
-    jnp.where(live, place + 1, 0),
-  )
 
 
 def sft_loss(params, micro, *, log_probs_fn):
