@@ -7,7 +7,9 @@ N sampled rows (paper, 3.2 and 3.4 item 7):
 
 the natural direction is F^-1 g and its norm sqrt(g^T F^-1 g), at most
 rms(A). With fewer rows than parameters and no damping it *is* rms(A),
-whatever the scores are: damp it, or take F from other rows than g.
+whatever the scores are: damp it, or take F from other rows than g. What
+training steps by takes F over *all* tokens of the vocabulary at the sampled
+prefixes (`softmax_curvature`), so that no sampled score is a row of it.
 """
 
 from collections.abc import Callable
@@ -20,37 +22,140 @@ import jax.scipy.sparse.linalg
 import optax
 
 LogProbs = Callable[[Any], jax.Array]
+# Hidden states `[M, D]` and the matrix `[D, V]` to logits: what a policy says
+# of M tokens; see `logprobs.token_log_probs`.
+Outputs = tuple[jax.Array, jax.Array]
 
 
 def fisher_vector_product(
-  log_prob_fn: LogProbs,
+  outputs_fn: Callable[[Any], Any],
   params: Any,
   vector: Any,
   *,
-  weights: jax.Array | None = None,
+  curvature: Callable[[Any, Any], Any],
 ) -> Any:
-  """F v of the empirical Fisher matrix of sampled rows, undamped.
+  """J^T C J v of a function with Jacobian J; undamped.
 
   One forward-mode and one reverse-mode pass; no row's score is formed.
 
   Args:
-    log_prob_fn: params -> `[N]` log-probs, one a row.
+    outputs_fn: params -> outputs.
     params: where.
     vector: v, a tree like `params`.
-    weights: `[N]` what each row counts, 0 on padding; None counts all alike.
+    curvature: (outputs, tangents) -> cotangents: C, such as `row_curvature`
+      or `softmax_curvature`.
 
   Returns:
-    sum_i w_i psi_i (psi_i . v) / sum_i w_i, a tree like `params`.
+    A tree like `params`.
   """
   chex.assert_trees_all_equal_shapes(params, vector)
-  log_probs, pullback = jax.vjp(log_prob_fn, params)
+  outputs, push = jax.linearize(outputs_fn, params)
+  along = curvature(outputs, push(vector))
+  return jax.linear_transpose(push, vector)(along)[0]
+
+
+def row_curvature(
+  log_probs: jax.Array, along: jax.Array, *, weights: jax.Array | None = None
+) -> jax.Array:
+  """C of the empirical Fisher matrix sum_i w_i psi_i psi_i^T / sum_i w_i.
+
+  Args:
+    log_probs, along: `[N]` of sampled rows, and their tangents.
+    weights: `[N]` what each row counts, 0 on padding; None counts all alike.
+  """
   chex.assert_rank(log_probs, 1)
   if weights is None:
     weights = jnp.ones_like(log_probs)
-  chex.assert_equal_shape([log_probs, weights])
-  _, along = jax.jvp(log_prob_fn, (params,), (vector,))
+  chex.assert_equal_shape([log_probs, along, weights])
   share = weights / jnp.maximum(weights.sum(), 1e-9)
-  return pullback(jnp.where(weights > 0, along, 0.0) * share)[0]
+  return jnp.where(weights > 0, along, 0.0) * share
+
+
+def softmax_curvature(
+  outputs: Outputs,
+  along: Outputs,
+  *,
+  weights: jax.Array,
+  chunk: int,
+  temperature: float = 1.0,
+) -> Outputs:
+  """C of the Fisher matrix of softmaxes over the whole vocabulary, summed.
+
+  F = sum_t w_t E_{v ~ p_t}[psi_tv psi_tv^T], exactly: the Hessian of
+  `token_kl`, and no sampled token in it. Over the tokens of sampled actions
+  it estimates the Fisher matrix of actions without bias, for scores of
+  different tokens of one action are uncorrelated.
+
+  Args:
+    outputs, along: hidden states `[M, D]` and `[D, V]`; their tangents.
+    weights: `[M]`, 0 on padding.
+    chunk: rows of logits that are formed at a time.
+    temperature: divides the logits.
+
+  Returns:
+    Cotangents like `outputs`.
+  """
+
+  def one(total, rows):
+    (states, d_states, weight), (unembed, d_unembed) = rows, matrices
+    logits = _logits(states, unembed) / temperature
+    d_logits = _logits(d_states, unembed) + _logits(states, d_unembed)
+    probs = jax.nn.softmax(logits)
+    d_logits -= (probs * d_logits).sum(-1, keepdims=True)
+    cot = probs * d_logits * (weight / temperature**2)[:, None]
+    back = _logits(cot, unembed.T).astype(states.dtype)
+    return total + _logits(states.T, cot), back
+
+  matrices = outputs[1], along[1]
+  rows = _chunks((outputs[0], along[0], weights), chunk)
+  total, back = jax.lax.scan(
+    one, jnp.zeros(outputs[1].shape, jnp.float32), rows
+  )
+  size = len(weights)
+  back = back.reshape(-1, back.shape[-1])[:size]
+  return back, total.astype(outputs[1].dtype)
+
+
+def token_kl(
+  before: Outputs, after: Outputs, *, chunk: int, temperature: float = 1.0
+) -> jax.Array:
+  """KL(before || after) `[M]` in nats of each token's whole distribution.
+
+  Args:
+    before, after: hidden states `[M, D]` and `[D, V]`.
+    chunk: rows of logits that are formed at a time.
+    temperature: divides the logits.
+  """
+  old_matrix, new_matrix = before[1], after[1]
+
+  def one(rows):
+    old, new = (
+      jax.nn.log_softmax(_logits(x, matrix) / temperature)
+      for x, matrix in zip(rows, (old_matrix, new_matrix), strict=True)
+    )
+    return (jnp.exp(old) * (old - new)).sum(-1)
+
+  found = jax.lax.map(one, _chunks((before[0], after[0]), chunk))
+  return found.reshape(-1)[: len(before[0])]
+
+
+def _logits(states, unembed):
+  return jnp.dot(
+    states, unembed.astype(states.dtype), preferred_element_type=jnp.float32
+  )
+
+
+def _chunks(rows, chunk):
+  """Arrays `[M, ...]` as `[count, at most chunk, ...]`, padded with zeros."""
+  size = len(rows[0])
+  count = -(-size // chunk)
+  each = -(-size // count)
+
+  def split(x):
+    widths = [(0, count * each - size)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, widths).reshape(count, each, *x.shape[1:])
+
+  return jax.tree.map(split, rows)
 
 
 def natural_direction(
@@ -122,6 +227,62 @@ def natural_step(
   }
 
 
+def curvature_along(grads: Any, fvp: Callable[[Any], Any]) -> jax.Array:
+  """g^T F g / g^T g: the unit of a damping that means the same in any model.
+
+  0 where there is no gradient.
+  """
+  square = optax.tree.vdot(grads, grads)
+  found = optax.tree.vdot(grads, fvp(grads))
+  return jnp.where(square > 0, found / jnp.where(square > 0, square, 1.0), 0.0)
+
+
+def back_track(
+  updates: Any,
+  measured_kl: Callable[[Any], jax.Array],
+  *,
+  max_kl: float,
+  tries: int,
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Shortens a step until the KL it *measures* is inside the trust region.
+
+  The KL is quadratic in a small step, so each try goes to nine tenths of
+  where it would be `max_kl`, between a tenth and nine tenths of the last.
+
+  Args:
+    updates: the step.
+    measured_kl: updates -> KL in nats.
+    max_kl: trust region.
+    tries: most further measurements; if none is inside, no step is taken.
+
+  Returns:
+    The step, and "natural_kl_measured" and "natural_share" (how much of the
+    step is left).
+  """
+
+  def at(share):
+    return measured_kl(jax.tree.map(lambda x: share * x, updates))
+
+  def outside(carry):
+    count, _, kl = carry
+    return ~(kl <= max_kl) & (count < tries)  # NaN is outside.
+
+  def shorter(carry):
+    count, share, kl = carry
+    factor = jnp.clip(0.9 * jnp.sqrt(max_kl / kl), 0.1, 0.9)
+    share *= jnp.where(jnp.isfinite(kl), factor, 0.1)
+    return count + 1, share, at(share)
+
+  one = jnp.float32(1.0)
+  _, share, kl = jax.lax.while_loop(outside, shorter, (0, one, at(one)))
+  inside = kl <= max_kl
+  step = jax.tree.map(lambda x: jnp.where(inside, share * x, 0.0), updates)
+  return step, {
+    "natural_kl_measured": jnp.where(inside, kl, 0.0),
+    "natural_share": jnp.where(inside, share, 0.0),
+  }
+
+
 def score_projections(
   log_prob_fn: LogProbs, params: Any, key: jax.Array, num_directions: int
 ) -> jax.Array:
@@ -140,6 +301,8 @@ def score_projections(
     `[N, R]` float32: psi_i . v_r.
   """
   leaves, treedef = jax.tree.flatten(params)
+  log_probs, push = jax.linearize(log_prob_fn, params)
+  chex.assert_rank(log_probs, 1)
 
   def one(direction_key):
     signs = [
@@ -148,10 +311,7 @@ def score_projections(
         jax.random.split(direction_key, len(leaves)), leaves, strict=True
       )
     ]
-    along = jax.tree.unflatten(treedef, signs)
-    _, tangent = jax.jvp(log_prob_fn, (params,), (along,))
-    chex.assert_rank(tangent, 1)
-    return tangent.astype(jnp.float32)
+    return push(jax.tree.unflatten(treedef, signs)).astype(jnp.float32)
 
   return jax.lax.map(one, jax.random.split(key, num_directions)).T
 
@@ -160,21 +320,25 @@ def gram_norms(
   projections: jax.Array,
   advantages: jax.Array,
   *,
-  damping: float,
+  damping: float | jax.Array,
   valid: jax.Array | None = None,
+  sketched: bool = True,
 ) -> dict[str, jax.Array]:
   """A group's natural-gradient norm from the Gram matrix of its scores.
 
   With K_ij = psi_i . psi_j and F from the same N rows,
-  g^T F^-1 g = A^T K (K + N damping I)^-1 A / N: a solve of size N.
+  g^T F^-1 g = A^T K (K + N damping I)^-1 A / N: an eigenvalue problem of size
+  N. A K of few random directions has too low a rank and would give too small
+  a norm; `_ridge_of_sketch` makes up for it.
 
   Args:
     projections: `[..., N, R]` of `score_projections`; or the scores
-      themselves times sqrt(R).
+      themselves times sqrt(R), not `sketched`.
     advantages: `[..., N]`; with A = r - mean(r) the prediction is the
       reward's std, as in Theorem 3.2.
-    damping: > 0, on F's diagonal (in units of squared scores).
+    damping: `[...]`, > 0, on F's diagonal (in units of squared scores).
     valid: `[..., N]` bool, False on padding rows.
+    sketched: whether the projections are along random directions.
 
   Returns:
     `[...]` each: "norm"; "predicted", the paper's signal rms(A), which the
@@ -189,17 +353,65 @@ def gram_norms(
   scores = jnp.where(valid[..., None], projections, 0.0)
   adv = jnp.where(valid, advantages, 0.0)
   count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)
-  gram = scores @ jnp.swapaxes(scores, -1, -2) / projections.shape[-1]
-  ridge = (count * damping)[..., None, None] * jnp.eye(adv.shape[-1])
-  solved = jnp.linalg.solve(gram + ridge, adv[..., None])
-  square = (adv[..., None, :] @ gram @ solved)[..., 0, 0] / count
-  norm = jnp.sqrt(jnp.maximum(square, 0.0))
+  directions = projections.shape[-1]
+  gram = scores @ jnp.swapaxes(scores, -1, -2) / directions
+  values, vectors = jnp.linalg.eigh(gram)
+  values = jnp.maximum(values, 0.0)
+  ridge = count * damping
+  if sketched:
+    ridge = _ridge_of_sketch(values, ridge, directions)
+  along = (adv[..., None] * vectors).sum(-2)
+  square = (along**2 * _kept(values, ridge)).sum(-1) / count
+  norm = jnp.sqrt(square)
   predicted = jnp.sqrt((adv**2).sum(-1) / count)
   return {
     "norm": norm,
     "predicted": predicted,
     "captured": share_captured(norm, predicted),
   }
+
+
+def _kept(values, ridge):
+  """What a ridge `[...]` leaves of each eigenvalue's share, `[..., N]`."""
+  total = values + ridge[..., None]
+  return jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def _ridge_of_sketch(values, ridge, directions):
+  """The ridge that does to a sketched Gram matrix what `ridge` does to it.
+
+  To first order sketching adds a ridge of its own: a sketch from R directions
+  under mu acts as the whole matrix under kappa, mu = kappa (1 - df(mu) / R),
+  where df = tr K (K + mu)^-1 (LeJeune et al., arXiv:2211.03751). Here kappa is
+  given and mu, in [0, kappa], is found by bisection.
+  """
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = 0.5 * (low + high)
+    freedom = _kept(values, middle).sum(-1)
+    over = middle > ridge * (1.0 - freedom / directions)
+    return jnp.where(over, low, middle), jnp.where(over, middle, high)
+
+  bounds = jnp.zeros_like(ridge), ridge
+  return jax.lax.fori_loop(0, 40, halve, bounds)[1]
+
+
+def mean_curvature(
+  projections: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
+  """`[...]` mean eigenvalue tr(K) / N^2 of the N that F has, without bias.
+
+  The unit of a damping that means the same in any model and group.
+
+  Args:
+    projections: `[..., N, R]` of `score_projections`.
+    valid: `[..., N]` bool.
+  """
+  if valid is None:
+    valid = jnp.ones(projections.shape[:-1], bool)
+  squares = jnp.where(valid, (projections**2).mean(-1), 0.0).sum(-1)
+  return squares / jnp.maximum(valid.sum(-1), 1) ** 2
 
 
 def share_captured(norm: jax.Array, predicted: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """`attention.attend` as Pallas kernels, in Triton, for GPUs.
 
-Scores live in registers only, in both passes (FlashAttention-2, Dao 2023), and
+Scores live in registers only, in all passes (FlashAttention-2, Dao 2023), and
 a block of keys that no query of a block sees is not read. On CPU the kernels
 run interpreted, for the tests.
 """
@@ -22,7 +22,7 @@ _ROWS, _KEYS = 64, 64  # Queries and keys of a block; powers of two.
 _SPLIT = 512  # Keys that a decoding program reads: enough programs for a GPU.
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def attend(q, k, v, place, ends):
   """See `attention.attend`: same arguments, shapes and meaning."""
   return _attend_forward(q, k, v, place, ends)[0]
@@ -73,14 +73,30 @@ def _attend_forward(q, k, v, place, ends):
   return result, (grouped, k, v, *seen, out, lse)
 
 
+@attend.defjvp
+def _attend_jvp(primals, tangents):
+  out, saved = _attend_forward(*primals)
+  return xla.with_derivatives(
+    out, saved, tangents[:3],
+    forward=_attend_tangent, backward=_attend_backward,
+  )  # fmt: skip
+
+
+def _attend_tangent(saved, tangents):
+  d_q, d_k, d_v = tangents
+  grouped = xla.group(d_q, d_k.shape[1])
+  d_out, d_lse = _tangent(*saved, grouped, d_k, d_v)
+  return (
+    xla.ungroup(d_out, d_q.shape).astype(d_q.dtype),
+    xla.ungroup(d_lse, d_q.shape[:3]),
+  )
+
+
 def _attend_backward(saved, cotangents):
   shape = cotangents[0].shape
   heads = saved[1].shape[1]
   d_q, d_k, d_v = _backward(*saved, *(xla.group(x, heads) for x in cotangents))
-  return xla.ungroup(d_q, shape), d_k, d_v, None, None
-
-
-attend.defvjp(_attend_forward, _attend_backward)
+  return xla.ungroup(d_q, shape), d_k, d_v
 
 
 def _partitioned(rule):
@@ -161,6 +177,60 @@ def _forward_kernel(
   safe = jnp.where(total > 0, total, 1.0)
   out_ref[...] = out / safe
   lse_ref[...] = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+
+
+@_partitioned(
+  "b k m c, b k s c, b k s c, b k m, b k s, b k m c, b k m, b k m c, b k s c,"
+  " b k s c -> b k m c, b k m"
+)
+def _tangent(q, k, v, places, ends, out, lse, d_q, d_k, d_v):
+  """Tangents of `_forward`'s results along those of q, k and v."""
+  size = q.shape[2]
+  # A query that sees nothing: far under 0, its masked scores weigh nothing.
+  lse = jnp.maximum(lse, LEAST)
+  rows, q, places, k, v, ends = _padded(q, places, k, v, ends)
+  lse = xla.pad(lse, q.shape[2], 2)[..., None]
+  d_q = xla.pad(d_q, q.shape[2], 2)
+  d_k, d_v = (xla.pad(x, k.shape[2], 2) for x in (d_k, d_v))
+  d_out, d_lse = _call(
+    _tangent_kernel,
+    grid=(q.shape[0], q.shape[1], q.shape[2] // rows),
+    inputs=[
+      (q, rows), (k, None), (v, None), (places, rows), (ends, None),
+      (lse, rows), (d_q, rows), (d_k, None), (d_v, None),
+    ],
+    outputs=[
+      (q.shape, jnp.float32, rows),
+      ((*q.shape[:3], 1), jnp.float32, rows),
+    ],
+  )  # fmt: skip
+  d_lse = d_lse[:, :, :size]
+  return d_out[:, :, :size] - d_lse * out, d_lse[..., 0]
+
+
+def _tangent_kernel(
+  q_ref, k_ref, v_ref, places_ref, ends_ref, lse_ref, d_q_ref, d_k_ref,
+  d_v_ref, d_out_ref, d_lse_ref,
+):  # fmt: skip
+  q, lse, d_q = q_ref[...], lse_ref[...], d_q_ref[...]
+  places = places_ref[...]
+
+  def body(at, first, ends, carry):
+    d_lse, d_out = carry
+    k = k_ref[at, :]
+    weights = jnp.exp(_scores(q, k, places, ends, first) - lse)
+    d_scores = _dot(d_q, k.T) + _dot(q, d_k_ref[at, :].T)
+    d_scores *= weights * xla.scale(q)
+    d_out += _dot(d_scores.astype(k.dtype), v_ref[at, :])
+    d_out += _dot(weights.astype(k.dtype), d_v_ref[at, :])
+    return d_lse + d_scores.sum(-1, keepdims=True), d_out
+
+  d_lse_ref[...], d_out_ref[...] = _each_block(
+    places,
+    ends_ref,
+    body,
+    (jnp.zeros(lse.shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)),
+  )
 
 
 @_partitioned(

@@ -1,9 +1,9 @@
 """`attention.attend` in plain JAX, for every backend: two bodies.
 
-- `dense` forms all scores at once: decoding, where a query is one token, and
-  forward-mode derivatives; the reference of the tests;
+- `dense` forms all scores at once: decoding, where a query is one token; the
+  reference of the tests;
 - `blockwise` walks blocks of keys with an online softmax, keeps no scores for
-  the backward pass and skips the blocks that no query can see.
+  the derivatives, of either mode, and skips the blocks that no query can see.
 """
 
 import functools
@@ -37,7 +37,24 @@ def dense(q, k, v, place, ends=None):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def with_derivatives(out, saved, tangents, *, forward, backward):
+  """What a `custom_jvp` rule returns whose transpose is written by hand.
+
+  A `custom_vjp` has no forward mode; here both passes recompute from `saved`.
+
+  Args:
+    out: the primal results.
+    saved: what both passes need.
+    tangents: of what is differentiated; the others follow from them.
+    forward: (saved, tangents) -> tangents of `out`.
+    backward: (saved, cotangents of `out`) -> cotangents, like `tangents`.
+  """
+  return out, jax.custom_derivatives.linear_call(
+    forward, backward, saved, tangents
+  )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def blockwise(q, k, v, place, ends, blocks=None):
   """`attend` by blocks with an online softmax; scores are recomputed.
 
@@ -100,6 +117,70 @@ def _blockwise_forward(q, k, v, place, ends, blocks):
   out, lse = jax.lax.map(one, tuple(parts))
   out, lse = _join(out)[:, :size], _join(lse)[:, :size]
   return (out, lse), (q, k, v, place, ends, out, lse)
+
+
+@blockwise.defjvp
+def _blockwise_jvp(blocks, primals, tangents):
+  out, saved = _blockwise_forward(*primals, blocks)
+  return with_derivatives(
+    out, saved, tangents[:3],
+    forward=functools.partial(_blockwise_tangent, blocks),
+    backward=functools.partial(_blockwise_backward, blocks),
+  )  # fmt: skip
+
+
+def _blockwise_tangent(blocks, saved, tangents):
+  q, k, v, place, ends, out, lse = saved
+  d_q, d_k, d_v = tangents
+  size = q.shape[1]
+  blocks = blocks or _fitting_blocks(q)
+  blocks_q, block_q = _blocks(size, blocks[0])
+  blocks_k, block_k = _blocks(k.shape[2], blocks[1])
+  padded = [pad(x, blocks_k * block_k, 2) for x in (k, v, d_k, d_v)]
+  ends_pad = pad(ends, blocks_k * block_k, 1)
+  # A query that sees nothing: far under 0, its masked scores weigh nothing.
+  lse = jnp.maximum(lse, LEAST)
+  parts = [
+    _split(pad(x, blocks_q * block_q, 1), blocks_q)
+    for x in (q, place + 1, lse, d_q)
+  ]
+
+  def one(part):
+    queries, after, lse_i, d_q_i = part
+    grouped, lse_g, d_q_g = (
+      group(x, k.shape[1]) for x in (queries, lse_i, d_q_i)
+    )
+    at = group_places(queries, k, after - 1)
+
+    def body(i, carry):
+      d_lse, d_out = carry
+      first = i * block_k
+      k_i, v_i, d_k_i, d_v_i = (_block(x, first, block_k) for x in padded)
+      ends_i = _block(ends_pad, first, block_k, 1)
+      scores = _scores(grouped, k_i, at, ends_i, first)
+      weights = jnp.exp(scores - lse_g[..., None])
+      d_scores = product("bkmc,bksc->bkms", d_q_g, k_i)
+      d_scores += product("bkmc,bksc->bkms", grouped, d_k_i)
+      d_scores *= weights * scale(q)
+      d_out += product("bkms,bksc->bkmc", d_scores.astype(v.dtype), v_i)
+      d_out += product("bkms,bksc->bkmc", weights.astype(v.dtype), d_v_i)
+      return d_lse + d_scores.sum(-1), d_out
+
+    d_lse, d_out = _each_block(
+      after - 1,
+      ends_pad,
+      block_k,
+      body,
+      (
+        jnp.zeros(lse_g.shape, jnp.float32),
+        jnp.zeros(grouped.shape, jnp.float32),
+      ),
+    )
+    return ungroup(d_out, queries.shape), ungroup(d_lse, queries.shape[:3])
+
+  d_out, d_lse = jax.lax.map(one, tuple(parts))
+  d_out, d_lse = _join(d_out)[:, :size], _join(d_lse)[:, :size]
+  return (d_out - d_lse[..., None] * out).astype(q.dtype), d_lse
 
 
 def _blockwise_backward(blocks, saved, cotangents):
@@ -165,12 +246,7 @@ def _blockwise_backward(blocks, saved, cotangents):
     _join(d_q)[:, :size].astype(q.dtype),
     d_k[:, :, :keys].astype(k.dtype),
     d_v[:, :, :keys].astype(v.dtype),
-    None,
-    None,
   )
-
-
-blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def product(spec, x, y):

@@ -93,6 +93,30 @@ class BodiesTest(parameterized.TestCase):
       scalar(dense), scalar(body), atol=2e-5, rtol=1e-5
     )
 
+  @parameterized.named_parameters(
+    ("blocks of 8", lambda *x: attention_xla.blockwise(*x, (8, 8))),
+    ("blocks of 64 and 5", lambda *x: attention_xla.blockwise(*x, (64, 5))),
+    ("one block", lambda *x: attention_xla.blockwise(*x, (256, 256))),
+    ("pallas", attention_pallas.attend),
+  )
+  def test_forward_mode_is_that_of_dense(self, body):
+    q, k, v, place = _inputs(71, 153)
+    ends = _tries(153)
+    keys = jax.random.split(jax.random.key(7), 3)
+    along = tuple(
+      jax.random.normal(key, x.shape)
+      for key, x in zip(keys, (q, k, v), strict=True)
+    )
+
+    def tangents(attend):
+      f = lambda *x: attend(*x, place, ends)
+      out, (d_out, d_lse) = jax.jit(lambda: jax.jvp(f, (q, k, v), along))()
+      return out[0], d_out, jnp.where((place >= 0)[..., None], d_lse, 0.0)
+
+    chex.assert_trees_all_close(
+      tangents(dense), tangents(body), atol=2e-5, rtol=1e-5
+    )
+
   @parameterized.parameters("xla", "pallas")
   def test_sixteen_bits_are_as_near_as_their_rounding(self, body):
     *x, place = _inputs(71, 153, dtype=jnp.bfloat16)
@@ -176,6 +200,10 @@ class BodiesTest(parameterized.TestCase):
         (0, 1, 2),
       )(*x)
 
+    def tangent(*x):
+      attend = lambda *x: attention_pallas.attend(*x, *seen)
+      return jax.jvp(attend, x, x)[1]
+
     card = jax.sharding.AbstractMesh(
       (),
       (),
@@ -189,6 +217,7 @@ class BodiesTest(parameterized.TestCase):
     ):
       for function, kernels in (
         (gradient, 3),
+        (tangent, 2),
         (lambda *x: attention_pallas.decode(*x, *seen), 1),
       ):
         lowered = (
