@@ -69,16 +69,21 @@ def _embedded(domain):
   config.method = "pivotrl"  # What `train` does: pivotrl | sft.
   config.select = "difficult"  # difficult | mixed | random.
   config.reward = "functional"  # functional | strict.
-  config.optimizer = "adam"  # adam.
+  config.optimizer = "adam"  # adam | natural (pivotrl only).
   config.data = _section(
     format="auto",  # world | auto | a format of data/importers.
-    path="",  # File or folder of trajectories; .gz too.
+    path="",  # File or folder of trajectories; .gz and .zst too.
+    tools="",  # JSON file of schemas, for trajectories that come without.
     trajectories=0,  # Most to take; 0 = all.
     successful_only=True,  # Failed trajectories are no demonstrations.
     max_prompt_tokens=16384,  # Longer prefixes are left out, and said so.
+    reasoning="keep",  # Which turns have theirs: keep | last | drop.
+    empty_thinking="keep",  # The template's empty blocks: keep | drop.
   )
   config.model = _section(
     path="",  # Hugging Face directory; "" = the mini policy.
+    chat_template="",  # Jinja file; "" = the tokenizer's own.
+    template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
     attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
     remat=False,  # Recompute layers in the backward pass.
@@ -101,6 +106,7 @@ def _embedded(domain):
     threshold=0.6,  # lambda_diff: keep means strictly under it.
     keep_all_fail=False,  # Also keep candidates that never succeed.
     count=0,  # Most pivots, a uniform sample; 0 = all.
+    min_std=1e-3,  # Rewards whose std is not above it are all alike.
   )
   config.verifier = _section(
     name="single_step",  # A key of verifiers/verify.py.
@@ -112,6 +118,7 @@ def _embedded(domain):
       retries=3,
       concurrency=8,  # Most requests at once.
       max_tokens=1024,
+      most_failed=0.1,  # Share of samples without a verdict that stops a stage.
     ),
     # The options of each, such as verifier.single_step.allow_subset.
     **{name: _options(given) for name, (_, given) in VERIFIERS.items()},
@@ -120,20 +127,26 @@ def _embedded(domain):
     pivots_per_step=16,  # B.
     group_size=8,  # G.
     max_tokens=96,  # Of an action.
+    cut_off="fail",  # Longer ones: fail (reward 0) | mask (out of the loss).
     temperature=1.0,
     top_p=1.0,
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
   config.train = _section(
-    steps=40,
+    steps=40,  # More than were taken: training goes on.
+    # WORKDIR or WORKDIR/STEP of another run: training goes on from that
+    # checkpoint's parameters, optimizer and step; "" = the starting policy,
+    # which stays the reference either way.
+    init="",
     learning_rate=3e-4,  # Constant after the warm-up.
     warmup_steps=5,
     weight_decay=0.0,
     clip_norm=1.0,  # Of the gradient; 0 = none.
     advantage="grpo",  # grpo | loo | rloo | dr_grpo.
+    min_std=1e-3,  # A group whose rewards' std is not above it has none.
     clip_low=0.2,
     clip_high=0.2,
-    kl="k3",  # Estimator of the KL to the reference: k1 | k2 | k3.
+    kl="k3",  # Estimator of the KL to the reference: k1 (log only) | k2 | k3.
     kl_coef=0.0,
     loss_norm="token",  # token | sequence | constant.
     importance_cap=0.0,  # Truncated importance weights; 0 = off.
@@ -146,8 +159,20 @@ def _embedded(domain):
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,
     log_every=5,
+    natural_every=20,  # Steps between two natural-gradient norms; 0 = never.
+    natural_groups=4,  # Groups measured then, and as many at random turns.
+    natural_directions=8,  # Random directions of their scores.
+    natural_damping=1.0,  # Of their Fisher matrix, in its mean eigenvalue.
     watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
     watch_actions=8,  # Actions sampled on each from the reference.
+  )
+  config.natural = _section(  # What a step does for optimizer=natural.
+    learning_rate=1.0,  # Of the natural direction, before the trust region.
+    max_kl=3e-3,  # Trust region: measured KL of a step, nats a token.
+    damping=0.1,  # Of the Fisher matrix, in its curvature along the gradient.
+    iterations=6,  # Most conjugate gradient steps.
+    groups=4,  # Groups of the step whose prefixes make the Fisher matrix.
+    tries=5,  # Most shorter steps where the measured KL is too large.
   )
   config.evaluation = _section(
     tasks=200,  # Held-out tasks of the world; 0 = none.

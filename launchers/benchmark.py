@@ -28,10 +28,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from configs import common
 from pivotrl_jax import compilations
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
@@ -39,19 +41,22 @@ from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.models import attention
 from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import natural
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
 _WORK = flags.DEFINE_enum(
   "work",
   "",
-  ["", "grpo_step", "profile", "loss", "decode"],
+  ["", "grpo_step", "profile", "loss", "decode", "natural"],
   "One row; '' = the table.",
 )
 _TABLE = flags.DEFINE_enum("table", "cpu", ["cpu", "gpu"], "For which machine.")
 _SHAPE = flags.DEFINE_list("shape", [], "B,G,P,A; of profile TURNS,K,P,A.")
 _JSON = flags.DEFINE_string("json", "", "Where a row's figures go.")
-_MODEL = flags.DEFINE_enum("model", "5m", ["5m", "1024", "0.6b"], "Shape.")
+_MODEL = flags.DEFINE_enum(
+  "model", "5m", ["5m", "mini", "1024", "0.6b"], "Shape."
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
 _ATTENTION = flags.DEFINE_enum("attention", "auto", attention.BODIES, "")
 _STEPS = flags.DEFINE_integer("steps", 5, "Measured steps after the warm-up.")
@@ -72,6 +77,15 @@ _MODELS = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "vocab_size": 4096,
+  },
+  "mini": {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 2048,
   },
   "1024": {
     "hidden_size": 1024,
@@ -115,6 +129,7 @@ TABLES = {
     Row("profile", (16, 8, 4096, 64), peers=("hf",)),
     Row("loss", (1, 16, 512, 64), model="1024"),
     Row("decode", (1, 16, 512, 64), model="1024"),
+    Row("natural", (16, 8, 384, 36), model="mini"),
   ),
   "gpu": (
     Row("grpo_step", (1, 16, 8192, 512), **_LARGE),
@@ -284,11 +299,93 @@ def decode(shape):
   }
 
 
+def natural_steps(shape):
+  """Adam's step, a natural one and a logged norm in turns, without rollouts.
+
+  The natural step by the config's defaults; the norm as it is logged: of
+  `train.natural_groups` groups and as many at random turns, by
+  `train.natural_directions` directions.
+  """
+  pivots, size, length, width = shape
+  config, knobs = model_config(), common.base("swe", "")
+  rng = np.random.default_rng(0)
+
+  def packed(groups):
+    rows = _prompts(config, rng, groups, size, length)
+    sampled = [
+      base.Completion(
+        rng.integers(3, config.vocab_size, width).astype(np.int32),
+        np.full(width, -8.0, np.float32),
+        "length",
+      )
+      for _ in rows
+    ]
+    rewards = np.arange(groups * size).reshape(groups, size) % 2
+    return _pack(rows, sampled, rewards.astype(np.float32))
+
+  batch, n = packed(pivots), knobs.natural
+  model = qwen3.Qwen3(
+    config, dtype=_DTYPE.value,
+    attention=attention.in_both_modes(_ATTENTION.value, _DTYPE.value),
+  )  # fmt: skip
+  tx = state_lib.optimizer(
+    learning_rate=1e-6, warmup_steps=0, weight_decay=0.0, clip_norm=1.0
+  )
+  own = functools.partial(
+    natural.train_step, loss_fn=_loss_fn(config), model=model, chunk=512,
+    temperature=1.0, learning_rate=n.learning_rate, damping=n.damping,
+    iterations=n.iterations, max_kl=n.max_kl, tries=n.tries,
+  )  # fmt: skip
+  probe = functools.partial(
+    natural.project,
+    log_probs_fn=functools.partial(step_lib.policy_log_probs, model, chunk=512),
+    seed=0, directions=knobs.train.natural_directions,
+  )  # fmt: skip
+  _, params = _engine(config, width)
+  work = {
+    "adam": (_train_step(config, tx), tx, batch),
+    "natural": (
+      own, optax.identity(),
+      natural.NaturalBatch(batch, packed(min(n.groups, pivots))),
+    ),
+    "norm": (
+      probe, optax.identity(),
+      packed(2 * min(knobs.train.natural_groups, pivots)),
+    ),
+  }  # fmt: skip
+  work = {
+    name: (jax.jit(step), state_lib.create(params, tx), jax.device_put(rows))
+    for name, (step, tx, rows) in work.items()
+  }
+  seconds = {name: [] for name in work}
+
+  def once(_):
+    for name, (step, state, rows) in work.items():
+      start = time.perf_counter()
+      jax.block_until_ready(step(state, rows))
+      seconds[name].append(time.perf_counter() - start)
+
+  figures = _timed(once)
+  medians = {
+    name: statistics.median(runs[_WARMUP:]) for name, runs in seconds.items()
+  }
+  return figures | {
+    **{f"seconds_{name}": value for name, value in medians.items()},
+    "natural_over_adam": medians["natural"] / medians["adam"],
+    # Of an Adam step without its rollouts, which take as long again.
+    "norm_share": medians["norm"]
+    / (knobs.train.natural_every * medians["adam"]),
+    "tokens_computed": batches.computed_tokens(batch),
+    "tokens_least": pivots * (length + size * width),
+  }
+
+
 WORKS = {
   "grpo_step": grpo_step,
   "profile": profile,
   "loss": loss,
   "decode": decode,
+  "natural": natural_steps,
 }
 
 
@@ -433,7 +530,7 @@ def _ours(row):
 def _theirs(peer, row):
   """A peer's figures: the last line of its script, or why there are none."""
   command = [
-    _PEER_PYTHON.value, str(_PEERS_AT / f"{peer}_{row.work}.py"),
+    os.path.expanduser(_PEER_PYTHON.value), str(_PEERS_AT / f"{peer}_{row.work}.py"),
     *map(str, row.shape), str(min(3, _STEPS.value)),
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True)
@@ -483,6 +580,8 @@ def table() -> None:
       ("gbytes", "GB/s, of memory bandwidth", "share_of_bandwidth"),
       ("candidates_per_second", "candidates/s", None),
       ("tokens_per_second", "tokens/s", None),
+      ("natural_over_adam", "natural steps, in Adam's", None),
+      ("norm_share", "a logged norm, of the steps it stands for", None),
     ):
       if figure in extra:
         print(
@@ -506,7 +605,7 @@ def main(_):
   text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})
   print(text)
   if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+    pathlib.Path(_JSON.value).expanduser().write_text(text + "\n")
 
 
 if __name__ == "__main__":

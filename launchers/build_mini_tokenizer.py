@@ -27,7 +27,9 @@ from transformers import PreTrainedTokenizerFast
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from pivotrl_jax.chat import markers
 from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.envs import swe_expert
 from pivotrl_jax.evaluation import benchmarks
 
@@ -84,15 +86,14 @@ TEMPLATE = """\
 """
 
 
-def _wrap(tokenizer):
-  return PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer,
-    eos_token="<|im_end|>",
-    pad_token="<|endoftext|>",
-    additional_special_tokens=["<|im_start|>"],
-    chat_template=TEMPLATE,
-    model_max_length=32768,
-  )
+# Of tokenizer_config.json. The class is one that transformers 4 and 5 know.
+CONFIG = {
+  "tokenizer_class": "PreTrainedTokenizerFast",
+  "eos_token": "<|im_end|>",
+  "pad_token": "<|endoftext|>",
+  "model_max_length": 32768,
+  "clean_up_tokenization_spaces": False,
+}
 
 
 def _new():
@@ -114,12 +115,17 @@ def _texts():
   """Rendered episodes and questions, without the markup."""
   plain = _new()
   plain.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
-  wrapped = _wrap(plain)
+  nothing = markers.pattern(())
+  wrapped = tokenizer_lib.Tokenizer(
+    PreTrainedTokenizerFast(tokenizer_object=plain, chat_template=TEMPLATE),
+    tokenizer_lib.Settings(),
+    stop_ids=(),
+    special=nothing,
+    markers=nothing,
+  )
   for i in range(_EPISODES.value):
     trajectory = swe_expert.demonstrate(i, "train", 1, poor=0.4)
-    text = render._text(  # pylint: disable=protected-access
-      wrapped, trajectory.messages, trajectory.tools, prompt=False
-    )
+    text = render.text(wrapped, trajectory.messages, trajectory.tools)
     for mark in (*SPECIAL, *MARKUP):
       text = text.replace(mark, "\n")
     yield text
@@ -154,20 +160,25 @@ def main(_):
   tokenizer.add_tokens(
     [AddedToken(t, special=False, normalized=False) for t in MARKUP]
   )
-  output = pathlib.Path(_OUTPUT.value)
-  _wrap(tokenizer).save_pretrained(output)
+  write(pathlib.Path(_OUTPUT.value).expanduser(), tokenizer)
+
+
+def write(output: pathlib.Path, tokenizer: Tokenizer) -> None:
+  """The tokenizer's files of a Hugging Face directory."""
+  output.mkdir(parents=True, exist_ok=True)
+  tokenizer.save(str(output / "tokenizer.json"))
+  (output / "chat_template.jinja").write_text(TEMPLATE)
   ids = {t: tokenizer.token_to_id(t) for t in SPECIAL}
-  (output / "generation_config.json").write_text(
-    json.dumps(
-      {
-        "do_sample": True,
-        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
-        "pad_token_id": ids["<|endoftext|>"],
-      },
-      indent=2,
-    )
-    + "\n"
-  )
+  generation = {
+    "do_sample": True,
+    "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+    "pad_token_id": ids["<|endoftext|>"],
+  }
+  for name, values in (
+    ("tokenizer_config.json", CONFIG),
+    ("generation_config.json", generation),
+  ):
+    (output / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

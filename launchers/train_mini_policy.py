@@ -113,6 +113,10 @@ def play(path, poor, index):
   return encode(_tokenizer(path), trajectory.messages, trajectory.tools)
 
 
+def _output():
+  return pathlib.Path(_OUTPUT.value).expanduser()
+
+
 @functools.cache
 def _tokenizer(path):
   return tokenizer_lib.load(path)
@@ -120,7 +124,7 @@ def _tokenizer(path):
 
 def sequences():
   """All training sequences that fit: of episodes, and of questions."""
-  path = _OUTPUT.value
+  path = _output()
   job = functools.partial(play, path, _POOR.value)
   # Forked before the backend starts: workers inherit the parsed flags.
   with concurrent.futures.ProcessPoolExecutor(
@@ -193,7 +197,7 @@ def shared_tokens(data):
 
 def main(_):
   episodes, questions = sequences()
-  config_json = shape(len(_tokenizer(_OUTPUT.value)))
+  config_json = shape(_tokenizer(_output()).size)
   config = qwen3.config_from_hf(config_json)
   tx = optimizer()
   params = nn.unbox(qwen3.init_params(config, jax.random.key(_SEED.value)))
@@ -220,7 +224,7 @@ def main(_):
     micro_batches=1,
     least=1,
     lines=1,
-    trunk=max(shared for *_, shared in kinds),
+    trie=max(shared for *_, shared in kinds),
     branch=_BATCH.value * _LENGTH.value,
     branches=4 * _BATCH.value,
     width=_LENGTH.value,
@@ -238,7 +242,7 @@ def main(_):
           index, metrics["loss"], time.monotonic() - started,
       )  # fmt: skip
     if (index + 1) % 500 == 0 or last:
-      output = pathlib.Path(_OUTPUT.value)
+      output = _output()
       hf.save(output, jax.device_get(state.params), config_json, output)
 
 

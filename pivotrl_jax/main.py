@@ -5,6 +5,12 @@
 Bad input of any kind ends in one line on standard error and status 2.
 """
 
+from pivotrl_jax import interrupt
+
+if __name__ == "__main__":
+  interrupt.install()  # Before the imports, which take seconds.
+
+from collections.abc import Sequence
 import importlib
 import json
 import logging as py_logging
@@ -21,8 +27,10 @@ from ml_collections import config_flags
 
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax import progress
+from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
-from pivotrl_jax.data import records
+from pivotrl_jax.engines import policy as policy_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -31,119 +39,74 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where artifacts go.")
 _STAGES = flags.DEFINE_list(
   "stages", None, "Stages to run, in order; all by default."
 )
-
-# Stage -> (function, config sections it reads, inputs, outputs, what an
-# interrupted run of it resumes from).
-STAGES = {
-    "import": (
-        "pivotrl_jax.data.importers:run", ("data", "domain", "seed"),
-        (), ("trajectories.jsonl",), (),
-    ),
-    "candidates": (
-        "pivotrl_jax.pivots.candidates:run", ("data",),
-        ("trajectories.jsonl",), ("candidates.jsonl",), (),
-    ),
-    "warm_start": (
-        "pivotrl_jax.train.sft:run_warm_start",
-        ("data", "model", "warm_start", "sft", "seed"),
-        ("trajectories.jsonl", "candidates.jsonl"), ("warm_start",), (),
-    ),
-    "profile": (
-        "pivotrl_jax.pivots.profile:run",
-        ("data", "model", "profile", "rollout", "verifier", "reward", "seed",
-         "warm_start"),
-        ("trajectories.jsonl", "candidates.jsonl", "warm_start"),
-        ("profiles.jsonl",), ("profiles.jsonl.partial",),
-    ),
-    "select": (
-        "pivotrl_jax.pivots.select:run", ("pivots", "select", "seed"),
-        ("profiles.jsonl",), ("pivots.jsonl",), (),
-    ),
-    "train": (
-        "pivotrl_jax.train.loop:run",
-        ("data", "model", "rollout", "verifier", "reward", "seed", "method",
-         "optimizer", "train", "sft", "warm_start"),
-        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl",
-         "warm_start"),
-        ("export", "metrics.jsonl"),
-        ("checkpoints", "metrics.jsonl", "tb", "export"),
-    ),
-    "evaluate": (
-        "pivotrl_jax.evaluation.evaluate:run",
-        ("domain", "model", "rollout", "evaluation", "seed", "warm_start",
-         "data"),
-        ("export", "warm_start"), ("evals.jsonl",), (),
-    ),
-    "report": (
-        "pivotrl_jax.report.write:run", ("pivots", "report"),
-        ("trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
-         "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl"),
-        ("report",), (),
-    ),
-    "export": (
-        "pivotrl_jax.pivots.export:run", (),
-        ("trajectories.jsonl", "candidates.jsonl", "pivots.jsonl"),
-        ("pivot_rows.jsonl",), (),
-    ),
-}  # fmt: skip
-# Stages that run only when they are asked for.
-_BY_NAME = ("export",)
-DEFAULT_STAGES = tuple(s for s in STAGES if s not in _BY_NAME)
+_REDO = flags.DEFINE_list(
+  "redo", [], "Stages to do again, with what was made from their outputs."
+)
+# Of a run over several hosts, as jax.distributed.initialize takes them.
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Several hosts: HOST:PORT of the first process."
+)
+_PROCESSES = flags.DEFINE_integer(
+  "processes", 1, "Several hosts: how many processes, one each."
+)
+_PROCESS = flags.DEFINE_integer(
+  "process", 0, "Several hosts: which one this is, from 0."
+)
 
 
-def run(config, path: pathlib.Path, stages: list[str]) -> None:
-  """Runs `stages` in `path`; those already done are skipped."""
+def run(
+  config, path: pathlib.Path, names: Sequence[str], redo: Sequence[str] = ()
+) -> None:
+  """Runs the stages `names` in `path`; those already done are skipped.
+
+  Args:
+    config: resolved and checked.
+    path: the workdir.
+    names: keys of `stages.STAGES`, in order.
+    redo: stages whose outputs, and what was made of them, give way first.
+
+  Raises:
+    InputError: bad input, or a costly stage that was made otherwise.
+  """
+  names = [n for n in names if n != "warm_start" or config.warm_start.steps]
   with workdir_lib.opened(path):
+    aside = progress.next_aside(path)
+    progress.check(config, path, names, redo)
+    if redo:
+      progress.redo(config, path, redo, aside)
     described = workdir_lib.describe(config.to_dict())
-    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    records.write_text(path / "config.json", [text])
-    for stage in stages:
-      if stage == "warm_start" and not config.warm_start.steps:
-        continue
-      _run_stage(config, path, stage)
+    progress.write_config(path, described, aside)
+    workdir_lib.remember(path)
+    for name in names:
+      _run_stage(config, path, name, aside)
+    progress.ended(path)
+    workdir_lib.remember(path)
 
 
-def _run_stage(config, path, stage):
-  function, sections, inputs, outputs, partial = STAGES[stage]
-  values = config.to_dict()
-  key = {
-    "config": workdir_lib.digest({s: values[s] for s in sections}),
-    "inputs": {n: workdir_lib.fingerprint(path / n) for n in inputs},
-    "outside": [
-      workdir_lib.stat_key(place)
-      for section, place in (
-        ("data", config.data.path),
-        ("model", config.model.path),
-      )
-      if section in sections and place
-    ],
-  }
-  if workdir_lib.is_done(path, stage, key):
-    logging.info("%s: done before", stage)
+def _run_stage(config, path, name, aside):
+  if progress.is_done(config, path, name):
+    logging.info("%s: done before", name)
     return
   missing = [
-      n for n in inputs
-      if not (path / n).exists() and n not in _OPTIONAL
-  ]  # fmt: skip
+    n
+    for n in stages.inputs(config, name)
+    if not (path / n).exists() and n not in stages.OPTIONAL
+  ]
   if missing:
     raise errors.InputError(
-      f"--stages={stage}: {path / missing[0]} is missing; expected the"
+      f"--stages={name}: {path / missing[0]} is missing; expected the"
       " stages before it to have run"
     )
-  workdir_lib.begin(path, stage, key, list(partial))
+  progress.begin(config, path, name, aside)
   started = time.monotonic()
-  module, name = function.split(":")
-  getattr(importlib.import_module(module), name)(config, path)
-  workdir_lib.mark_done(path, stage, key, list(outputs))
+  module, function = stages.STAGES[name].function.split(":")
+  complete = getattr(importlib.import_module(module), function)(config, path)
+  if complete is not False:  # Else the next start goes on with it.
+    progress.finish(config, path, name)
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
-    out.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
-  logging.info("%s: %.1f s", stage, seconds)
-
-
-# Inputs that a run may lack: without a warm start, without a world.
-_OPTIONAL = ("warm_start", "export", "metrics.jsonl", "evals.jsonl",
-             "skipped.jsonl", "profiles.jsonl", "pivots.jsonl")  # fmt: skip
+    out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
+  logging.info("%s: %.1f s", name, seconds)
 
 
 def _ours(record) -> bool:
@@ -162,18 +125,35 @@ def main(_) -> None:
     raise errors.InputError(
       "--config: not given; expected a file such as configs/swe.py"
     )
-  stages = list(_STAGES.value or DEFAULT_STAGES)
-  unknown = [s for s in stages if s not in STAGES]
-  if unknown:
+  names = _STAGES.value or stages.DEFAULT
+  for flag, given in (("stages", names), ("redo", _REDO.value)):
+    unknown = [s for s in given if s not in stages.STAGES]
+    if unknown:
+      raise errors.InputError(
+        f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
+      )
+  if "evaluate" in names and "baseline" not in names:
+    # What it compares with is part of it.
+    place = names.index("evaluate")
+    names = [*names[:place], "baseline", *names[place:]]
+  if _PROCESSES.value != 1 or _PROCESS.value or _COORDINATOR.value:
     raise errors.InputError(
-      f"--stages: {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+      f"--processes={_PROCESSES.value}: a run over several hosts is not there"
+      " yet; expected one process, without --coordinator and --process"
     )
-  config_check.check(_CONFIG.value)
-  _keep_programs()
-  run(_CONFIG.value, pathlib.Path(_WORKDIR.value), stages)
+  flag = flags.FLAGS["config"]
+  # The file's own values, before other flags changed them.
+  default = flag.parser.parse(config_flags.get_config_filename(flag))
+  config_check.expand(_CONFIG.value)
+  config_check.check(_CONFIG.value, default)
+  if any(stages.reads_model(_CONFIG.value, name) for name in names):
+    policy_lib.check(_CONFIG.value)
+  keep_programs()
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  run(_CONFIG.value, workdir, names, _REDO.value)
 
 
-def _keep_programs():
+def keep_programs() -> None:
   """Compiled programs stay on disk between runs; JAX's own variables win."""
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   for name, value in (
@@ -203,8 +183,9 @@ def entry() -> None:
   except OSError as error:
     place = error.filename or "a file"
     _fail(f"{place}: {error.strerror or error}; what is complete stays", 2)
-  except KeyboardInterrupt:
-    _fail("interrupted; the same command goes on", 130)
+  except interrupt.Stopped as stopped:
+    _fail(f"{stopped}: what is complete stays, the same command goes on",
+          stopped.status)  # fmt: skip
 
 
 def _fail(line, status):

@@ -38,6 +38,8 @@ class Message:
       not become a candidate (a canned greeting, a copied history).
     prompt: of an assistant message, the exact messages that the model saw,
       where these are not simply all the messages before it.
+    raw: `content` is a policy's output as sampled, which says nothing that
+      could be read: the markup in it is markup, not text.
   """
 
   role: str
@@ -47,6 +49,7 @@ class Message:
   tool_call_id: str | None = None
   context: bool = False
   prompt: tuple["Message", ...] | None = None
+  raw: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,24 +126,32 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """A verifier's answer: reward in [0, 1], a short reason code, findings."""
+  """A verifier's answer: reward in [0, 1], a short reason code, findings.
 
-  reward: float
+  The reward is None where no verdict could be had: the judge was not to be
+  reached, or gave none. That is no reward, not even 0.
+  """
+
+  reward: float | None
   reason: str
   details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-  """The frozen policy's rewards at one candidate (paper, eq. 4)."""
+  """The frozen policy's rewards at one candidate (paper, eq. 4).
+
+  A reward is None where no verdict could be had; mean and variance are of the
+  others, and None where there are none.
+  """
 
   candidate_id: str
   policy: str
   group_size: int
-  rewards: tuple[float, ...]
+  rewards: tuple[float | None, ...]
   reasons: tuple[str, ...]
-  mean: float
-  variance: float
+  mean: float | None
+  variance: float | None
   completions: tuple[str, ...]
 
 
@@ -152,6 +163,11 @@ class Pivot:
   mean: float
   variance: float
   rule: str
+
+
+def says_nothing(message: Message) -> bool:
+  """Whether a turn has neither a call nor a text that is not blank."""
+  return not message.tool_calls and not message.content.strip()
 
 
 def action_of(message: Message) -> Action:

@@ -1,9 +1,4 @@
-"""A run's folder: one run at a time, and which stages are done.
-
-A stage's record in `.stages/` holds the hash of the config sections it reads,
-and the contents' hashes of what it read and wrote. A stage is done while all
-of these still hold.
-"""
+"""A run's folder: one run at a time; hashes of what lies in it and outside."""
 
 import contextlib
 import fcntl
@@ -15,11 +10,16 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import time
 from typing import Any
 
 from pivotrl_jax import errors
 from pivotrl_jax.data import records
 
+# Path -> size, times, inode and hash of its bytes.
+_HASHES: dict[str, list[Any]] = {}
+_TICK = 2_000_000_000  # Nanoseconds; more than any file system's clock.
+_KEPT = ".stages/hashes.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
@@ -44,6 +44,8 @@ def opened(path: pathlib.Path):
       raise errors.InputError(
         f"--workdir={path}: in use by another run; expected a free one"
       ) from error
+    with contextlib.suppress(FileNotFoundError, ValueError):
+      _HASHES.update(json.loads((path / _KEPT).read_text()))
     yield path
 
 
@@ -53,73 +55,110 @@ def digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_done(path: pathlib.Path, stage: str, key: dict[str, Any]) -> bool:
-  """Whether `stage` ended with this `key`, and its outputs still stand."""
-  file = path / ".stages" / f"{stage}.json"
-  try:
+def finished(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Stage -> its record, of the stages that ended in a workdir."""
+  found = {}
+  for file in sorted((path / ".stages").glob("*.json")):
     record = json.loads(file.read_text())
-  except (OSError, ValueError):
-    return False
-  return record["key"] == key and all(
-    fingerprint(path / name) == found
-    for name, found in record["outputs"].items()
-  )
+    if record.get("outputs"):
+      found[file.stem] = record
+  return found
 
 
-def begin(
-  path: pathlib.Path, stage: str, key: dict[str, Any], partial: list[str]
-) -> None:
-  """Drops what an unfinished run of this stage left, unless its key is ours.
+def take_over(path: pathlib.Path, source: pathlib.Path) -> list[str]:
+  """Takes over what the stages of another workdir made, by hard links.
+
+  A stage's record comes last, so that a take-over that was killed is made
+  again. What this workdir has begun or done itself is left alone.
 
   Args:
-    path: the workdir.
-    stage: its name.
-    key: what the stage's outputs are a function of.
-    partial: files and folders that the stage resumes from.
+    path: the workdir that takes over; its lock is held.
+    source: the workdir whose finished stages are taken.
+
+  Returns:
+    The stages that were taken over.
   """
-  file = path / ".stages" / f"{stage}.begun.json"
-  if file.exists() and json.loads(file.read_text()) == key:
-    return
-  for name in partial:
-    remove(path / name)
-  records.write_text(file, [json.dumps(key)])
+  taken = []
+  for name, record in finished(source).items():
+    ours = path / ".stages" / f"{name}.json"
+    made = [n for n, hashed in record["outputs"].items() if hashed]
+    if ours.exists() or not all((source / n).exists() for n in made):
+      continue
+    for output in made:
+      _link(source / output, path / output)
+    skipped = source / "skipped.jsonl"
+    if skipped.exists():
+      rows = [row for _, row in records.read_jsonl(skipped)]
+      records.replace_skipped(
+        path, name, [row for row in rows if row.get("stage") == name]
+      )
+    records.write_text(ours, [json.dumps(record, indent=1)])
+    taken.append(name)
+  return taken
 
 
-def mark_done(
-  path: pathlib.Path, stage: str, key: dict[str, Any], outputs: list[str]
-) -> None:
-  """Records that `stage` is complete."""
-  record = {
-    "key": key,
-    "outputs": {name: fingerprint(path / name) for name in outputs},
-  }
-  records.write_text(
-    path / ".stages" / f"{stage}.json", [json.dumps(record, indent=2)]
-  )
+def _link(source, target):
+  """A file or folder under a second name; a copy on another disk."""
+  temporary = target.with_name(f".{target.name}.link")
+  remove(temporary)
+  if source.is_dir():
+    shutil.copytree(source, temporary, copy_function=_link_file)
+  else:
+    _link_file(source, temporary)
+  if target.is_dir():
+    remove(target)
+  os.replace(temporary, target)
+
+
+def _link_file(source, target):
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
 
 
 def fingerprint(path: pathlib.Path) -> str | None:
-  """Hash of a file's bytes or of a folder's files; None where absent."""
+  """Hash of a file's bytes or of a folder's files; None where absent.
+
+  Hidden files of a folder do not count. A file that was hashed before and has
+  the size and times it had then is not read again.
+  """
   if path.is_dir():
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return digest([[str(p.relative_to(path)), fingerprint(p)] for p in files])
+    files = {p.relative_to(path): p for p in path.rglob("*") if p.is_file()}
+    return digest(
+      [
+        [name.as_posix(), fingerprint(files[name])]
+        for name in sorted(files)
+        if not any(part.startswith(".") for part in name.parts)
+      ]
+    )
   if not path.exists():
     return None
+  stat = path.stat()
+  place = str(path.absolute())
+  seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+  if _HASHES.get(place, [None])[:-1] == seen:
+    return _HASHES[place][-1]
   with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+  # What changed a moment ago may change again within a tick of the clock.
+  if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _TICK:
+    _HASHES[place] = [*seen, found]
+  return found
 
 
-def stat_key(path: str) -> Any:
-  """Names, sizes and times of what is outside the workdir."""
-  root = pathlib.Path(path).expanduser()
-  files = sorted(p for p in root.rglob("*") if p.is_file()) or [root]
-  return digest(
-    [
-      [str(p), p.stat().st_size, p.stat().st_mtime_ns]
-      for p in files
-      if p.exists()
-    ]
-  )
+def remember(path: pathlib.Path) -> None:
+  """Keeps the hashes of files for the next start in this workdir."""
+  records.write_text(path / _KEPT, [json.dumps(_HASHES)])
+
+
+def free(path: pathlib.Path) -> pathlib.Path:
+  """`path`, or the first of `path.2`, `path.3` ... that is not there."""
+  found, count = path, 1
+  while found.exists():
+    count += 1
+    found = path.with_name(f"{path.name}.{count}")
+  return found
 
 
 def describe(config: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +172,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     "versions": {"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
     "device": {"kind": device.device_kind, "count": jax.device_count()},
-    "git": _revision(),
+    "git": revision(),
   }
 
 
@@ -145,7 +184,7 @@ def remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _revision():
+def revision() -> str | None:
   """The commit of the checkout this package lies in, or None."""
   done = subprocess.run(
     ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],

@@ -1,17 +1,25 @@
-"""kill -9 at any moment, and the same command again: the same bytes.
+"""A signal at any moment, and the same command again: the same bytes.
+
+$PIVOTRL_SIGNALS is how many random ones a run gets, 4 by default.
 
 Slow (over a minute) because it runs whole jobs in processes of their own:
 nothing less shows what a killed process leaves behind.
 """
 
+import json
 import os
 import pathlib
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
+from ml_collections import config_dict
 import pytest
+
+import reads
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARTIFACTS = (
@@ -22,20 +30,29 @@ ARTIFACTS = (
 )  # fmt: skip
 
 
-def _start(workdir, cache):
+OVERRIDES = {
+  "profile.trajectories_per_batch": 2, "train.save_every": 1,
+  "select": "random", "train.natural_every": 2, "evaluation.tasks": 2, "evaluation.questions": 2,
+  "evaluation.max_turns": 2,
+}  # fmt: skip
+
+
+def _start(workdir, cache, *args, program=("-m", "pivotrl_jax.main")):
+  overrides = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+  return _process(
+    cache, *program, "--config=configs/swe.py:tiny", f"--workdir={workdir}",
+    *overrides, *args,
+  )  # fmt: skip
+
+
+def _process(cache, *args):
   return subprocess.Popen(
-      [
-          sys.executable, "-m", "pivotrl_jax.main",
-          "--config=configs/swe.py:tiny", f"--workdir={workdir}",
-          "--config.profile.trajectories_per_batch=2",
-          "--config.train.save_every=1", "--config.select=random",
-          "--config.evaluation.tasks=2", "--config.evaluation.questions=2",
-          "--config.evaluation.max_turns=2",
-      ],
+      [sys.executable, *args],
       cwd=ROOT, stderr=subprocess.PIPE, text=True,
       env={
           "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp"),
           "JAX_PLATFORMS": "cpu", "PIVOTRL_CACHE": str(cache),
+          "PYTHONPATH": str(ROOT),
       },
   )  # fmt: skip
 
@@ -46,9 +63,14 @@ def _bytes(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A run that nobody killed, and its cache of compiled programs."""
+  """A run that nobody killed, and its cache of compiled programs.
+
+  What its stages read of the config is noted in `reads.json` of the cache's
+  folder.
+  """
   folder = tmp_path_factory.mktemp("whole")
-  run = _start(folder / "w", folder / "cache")
+  program = (str(ROOT / "tests" / "reads.py"), str(folder / "reads.json"))
+  run = _start(folder / "w", folder / "cache", program=program)
   _, stderr = run.communicate(timeout=600)
   assert run.returncode == 0, stderr
   # Warnings of compilations.py: programs after the warm-up of a stage.
@@ -58,17 +80,41 @@ def whole(tmp_path_factory):
   return _bytes(folder / "w"), folder / "cache"
 
 
-def _killed_when(workdir, cache, ready):
-  """Kills a run -9 once `ready(workdir)`; whether it got there."""
-  run = _start(workdir, cache)
+def _signalled(run, number, ready):
+  """Sends `number` once `ready()`; exit status and standard error."""
   end = time.monotonic() + 300
   while run.poll() is None and time.monotonic() < end:
-    if ready(workdir):
-      run.send_signal(signal.SIGKILL)
+    if ready() and _listens(run.pid):
+      run.send_signal(number)
       break
     time.sleep(0.005)
-  run.communicate()
-  return run.returncode == -signal.SIGKILL
+  _, stderr = run.communicate(timeout=300)
+  return run.returncode, stderr
+
+
+def _listens(pid):
+  """Whether a process has got as far as its handler of SIGTERM."""
+  try:
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+  except (FileNotFoundError, ProcessLookupError):
+    return False
+  caught = re.search(r"SigCgt:\s*(\w+)", status)
+  return caught is not None and bool(
+    int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
+  )
+
+
+def _assert_one_line(number, status, stderr):
+  """What a signal leaves on standard error, and its exit status."""
+  assert "Traceback" not in stderr, stderr
+  assert "could not be restored" not in stderr, stderr
+  if number == signal.SIGKILL:
+    assert status == -signal.SIGKILL, stderr
+    return
+  assert status == 128 + number, stderr
+  lines = [x for x in stderr.splitlines() if x.startswith("error: ")]
+  assert lines == [stderr.splitlines()[-1]], stderr
+  assert signal.Signals(number).name in lines[0]
 
 
 def _lines(path):
@@ -81,20 +127,76 @@ def test_programs_are_kept_between_runs(whole):
   assert {"jit__decode", "jit_train_step"} <= kept
 
 
-def test_killed_twice_ends_in_the_same_bytes(whole, tmp_path):
+def test_keys_hold_what_stages_read(whole):
+  _, cache = whole
+  workdir = cache.parent / "w"
+  config = config_dict.ConfigDict(
+    json.loads((workdir / "config.json").read_text())["config"]
+  )
+  seen = json.loads((cache.parent / "reads.json").read_text())
+  assert len(seen) == 8
+  reads.assert_keys_hold(config, seen)
+
+
+def test_interrupted_three_times_ends_in_the_same_bytes(whole, tmp_path):
   want, cache = whole
-  assert _killed_when(
-    tmp_path, cache, lambda w: _lines(w / "profiles.jsonl.partial") > 0
+  number = signal.SIGTERM
+  found = _signalled(
+    _start(tmp_path, cache),
+    number,
+    lambda: _lines(tmp_path / "profiles.jsonl.partial") > 0,
   )
+  _assert_one_line(number, *found)
   assert not (tmp_path / "profiles.jsonl").exists()
-  assert _killed_when(
-    tmp_path, cache, lambda w: _lines(w / "metrics.jsonl") > 1
+  assert _lines(tmp_path / "profiles.jsonl.partial") > 0
+  # A signal within a step: that step's checkpoint, though none was due.
+  number = signal.SIGINT
+  found = _signalled(
+    _start(tmp_path, cache, "--config.train.save_every=20"),
+    number,
+    lambda: _lines(tmp_path / "metrics.jsonl") > 0,
   )
-  assert not (tmp_path / "export").exists()
+  _assert_one_line(number, *found)
+  saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+  assert saved == [_lines(tmp_path / "metrics.jsonl")]
+  number = signal.SIGKILL
+  found = _signalled(
+    _start(tmp_path, cache), number, (tmp_path / "export").exists
+  )
+  _assert_one_line(number, *found)
   run = _start(tmp_path, cache)
   _, stderr = run.communicate(timeout=600)
   assert run.returncode == 0, stderr
   assert "import: done before" in stderr
-  got = _bytes(tmp_path)
+  _assert_same(tmp_path, want)
+
+
+def _assert_same(workdir, want):
+  got = _bytes(workdir)
   for name in ARTIFACTS:
     assert got[name] == want[name], name
+  # Nothing was redone that would have had to give way.
+  assert not list(workdir.glob("previous/*/*[!n]"))
+
+
+def test_random_signals_end_in_the_same_bytes(whole, tmp_path):
+  """SIGTERM, SIGINT and SIGKILL at seeded times from a start on."""
+  want, cache = whole
+  rng = random.Random(0)
+  sent = []
+  for _ in range(int(os.environ.get("PIVOTRL_SIGNALS", "4"))):
+    number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+    run, began = _start(tmp_path, cache), time.monotonic()
+    delay = rng.uniform(0, 30)
+    found = _signalled(
+      run, number, lambda since=began, d=delay: time.monotonic() - since > d
+    )
+    if found[0]:
+      _assert_one_line(number, *found)
+      sent.append((number.name, round(delay, 1)))
+  assert sent
+  print("signals sent, seconds after a start:", sent)
+  run = _start(tmp_path, cache)
+  _, stderr = run.communicate(timeout=600)
+  assert run.returncode == 0, stderr
+  _assert_same(tmp_path, want)

@@ -4,24 +4,26 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _run(workdir, *args, config="configs/swe.py:tiny"):
+def _run(workdir, *args, config="configs/swe.py:tiny", **environment):
   return subprocess.run(
       [
           sys.executable, "-m", "pivotrl_jax.main", f"--config={config}",
           f"--workdir={workdir}", *args,
       ],
       cwd=ROOT, capture_output=True, text=True, check=False,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
   )  # fmt: skip
 
 
@@ -42,11 +44,16 @@ def _one_line(done, *parts):
         (["--config.trian.steps=3"], ["trian"]),
         (["--config.train.steps=many"], ["train.steps"]),
         (["--stages=import,trane"], ["trane", "expected", "train"]),
+        (["--processes=2", "--coordinator=a:1"], ["--processes=2", "one"]),
         (["--config.select=hard"], ["select", "'hard'", "difficult"]),
         (["--config.model.attention=flash"],
          ["model.attention", "'flash'", "pallas"]),
         (["--config.model.attention=cudnn"],
          ["model.attention", "cpu", "float32", "bfloat16"]),
+        (["--config.optimizer=sgd"], ["optimizer", "'sgd'", "natural"]),
+        (["--config.optimizer=natural", "--config.method=sft"],
+         ["optimizer", "'natural'", "adam", "method=sft"]),
+        (["--config.natural.max_kl=0"], ["natural.max_kl", "0", "above 0"]),
         (["--config.rollout.group_size=1"], ["group_size", "1", "at least 2"]),
         (["--config.data.path=/nowhere", "--config.data.format=auto"],
          ["data.path", "/nowhere", "exists"]),
@@ -54,6 +61,15 @@ def _one_line(done, *parts):
         (["--config.pivots.threshold=1.5"], ["threshold", "1.5"]),
         (["--config.verifier.swe_pivot.similarty=1"], ["similarty"]),
         (["--config.verifier.name=terminus_judge"], ["judge.url"]),
+        (["--config.data.reasoning=none"], ["reasoning", "'none'", "last"]),
+        (["--config.data.empty_thinking=1"], ["empty_thinking", "keep, drop"]),
+        (["--config.model.template_kwargs=enable_thinking=False"],
+         ["template_kwargs", "JSON object", "enable_thinking"]),
+        (['--config.model.template_kwargs={"enable_thinking": false}'],
+         ["template_kwargs", "'enable_thinking'", "models/mini reads"]),
+        (["--config.model.chat_template=~/nowhere"],
+         ["chat_template", str(pathlib.Path.home()), "exists"]),
+        (["--config.model.path=configs"], ["configs: no config.json"]),
     ],
     ids=lambda x: x[0] if isinstance(x[0], str) else "",
 )  # fmt: skip
@@ -97,31 +113,58 @@ def test_a_checkpoint_of_another_shape_is_one_line(tmp_path):
   _one_line(done, "embed_tokens", "shape", "expected")
 
 
+def test_a_home_stands_for_its_tilde_in_every_path(tmp_path):
+  """Config, workdir and cache: the run, all below a home of its own."""
+  shutil.copytree(policy.MINI, tmp_path / "model")
+  template = (policy.MINI / "chat_template.jinja").read_text()
+  (tmp_path / "t.jinja").write_text(
+    "{% if enable_thinking %}{% endif %}" + template
+  )
+  row = {
+    "messages": [
+      {"role": "user", "content": "q"},
+      {"role": "assistant", "content": "a"},
+    ]
+  }
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  done = _run(
+      "~/w", "--stages=import,candidates", "--config.model.path=~/model",
+      "--config.model.chat_template=~/t.jinja",
+      '--config.model.template_kwargs={"enable_thinking": false}',
+      "--config.data.path=~/rows.jsonl", "--config.data.format=auto",
+      config="configs/tau.py", HOME=str(tmp_path),
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "w" / "candidates.jsonl").read_text().count("\n") == 1
+  resolved = json.loads((tmp_path / "w" / "config.json").read_text())["config"]
+  assert resolved["model"]["path"] == str(tmp_path / "model")
+  assert not (ROOT / "~").exists()
+
+
+def test_importers_know_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  row = {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": "a"}]}  # fmt: skip
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  found = importers.import_path(pathlib.Path("~/rows.jsonl"), domain="tau")
+  assert [len(t.messages) for t in found] == [2]
+
+
 def test_a_second_run_is_refused(tmp_path):
   with open(tmp_path / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     _one_line(_run(tmp_path, "--stages=import"), "in use by another run")
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
-  disk = tmp_path / "disk"
-  disk.mkdir()
-  mounted = subprocess.run(
-      ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)],
-      capture_output=True, check=False,
-  )  # fmt: skip
-  if mounted.returncode:
-    pytest.skip("cannot mount a small tmpfs here")
-  try:
-    kept = disk / "w" / "kept"
-    kept.parent.mkdir()
-    kept.write_text("kept")
-    done = _run(disk / "w", "--stages=import", "--config.data.trajectories=99")
-    _one_line(done, "No space left on device")
-    assert kept.read_text() == "kept"
-    assert not (disk / "w" / "trajectories.jsonl").exists()
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(small_disk):
+  disk = small_disk("64k")
+  kept = disk / "w" / "kept"
+  kept.parent.mkdir()
+  kept.write_text("kept")
+  done = _run(disk / "w", "--stages=import", "--config.data.trajectories=99")
+  _one_line(done, "No space left on device")
+  assert kept.read_text() == "kept"
+  assert not (disk / "w" / "trajectories.jsonl").exists()
 
 
 def test_done_stages_are_skipped(tmp_path):

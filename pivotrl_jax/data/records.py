@@ -8,17 +8,23 @@ json spells them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import filecmp
 import gzip
+import io
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 import zlib
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
 
+# What reading a file that is damaged, packed or not, raises.
+UNREADABLE = (OSError, EOFError, zlib.error)
+
 _REQUIRED = object()
+_NUMBER_OR_NULL = (int, float, type(None))
 # Rows of skipped.jsonl stay in the order of the stages that write them.
 _STAGES = ("import", "candidates", "warm_start", "profile", "select", "train")
 
@@ -42,18 +48,27 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Yields `(line number from 1, bytes)` of a plain or gzip file."""
+  """Yields `(line number from 1, bytes)` of a file that may be packed."""
   try:
     with open_binary(path) as handle:
       yield from enumerate(handle, 1)
-  except (OSError, EOFError, zlib.error) as error:
+  except UNREADABLE as error:
     raise unreadable(path, error) from error
 
 
-def open_binary(path: pathlib.Path):
-  """Opens a plain or gzip (`.gz`) file for reading bytes."""
-  opener = gzip.open if path.name.endswith(".gz") else open
-  return opener(path, "rb")
+def open_binary(path: pathlib.Path) -> BinaryIO:
+  """Opens a plain, gzip or zstd file for reading bytes, by how it starts."""
+  handle = open(path, "rb")
+  start = handle.peek(4)[:4]
+  if start.startswith(b"\x1f\x8b"):
+    handle.close()
+    return gzip.open(path, "rb")
+  if start == b"\x28\xb5\x2f\xfd":
+    handle.close()
+    import pyarrow  # Takes a while to import.
+
+    return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+  return handle
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
@@ -63,9 +78,9 @@ def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
 
 
 def decode(text: bytes, place: str, *, truncated: bool = False) -> Any:
-  """JSON of UTF-8 `text`; InputError names `place`."""
+  """JSON of UTF-8 `text`, a byte order mark or not; InputError names `place`."""
   try:
-    return json.loads(text.decode("utf-8"))
+    return json.loads(text.decode("utf-8-sig"))
   except (ValueError, RecursionError) as error:
     cut = "truncated last line? " if truncated else ""
     raise errors.InputError(
@@ -139,6 +154,23 @@ class Appender:
     except OSError as error:
       raise _unwritable(self._path, error) from error
 
+  def replace(self, rows: Iterable[dict[str, Any]]) -> None:
+    """Puts `rows` in the place of those so far, in one rename."""
+    self._handle.close()
+    write_jsonl(self._partial, rows)
+    self._handle = open(self._partial, "ab")
+
+  def publish(self) -> None:
+    """Writes the rows so far under the final name too; they may yet change."""
+    write_jsonl(self._path, self.rows)
+
+  @property
+  def published(self) -> bool:
+    """Whether the file of the final name holds these very rows."""
+    return self._path.exists() and filecmp.cmp(
+      self._path, self._partial, shallow=False
+    )
+
   def finish(self) -> None:
     """Gives the file its final name."""
     self._handle.close()
@@ -208,6 +240,8 @@ def message_to_json(value: types.Message) -> dict[str, Any]:
     row["context"] = True
   if value.prompt is not None:
     row["prompt"] = [message_to_json(m) for m in value.prompt]
+  if value.raw:
+    row["raw"] = True
   return row
 
 
@@ -266,7 +300,7 @@ def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
   size = field(row, "group_size", int, place)
   lists = {}
   for key, kind in (
-    ("rewards", (int, float)),
+    ("rewards", _NUMBER_OR_NULL),
     ("reasons", str),
     ("completions", str),
   ):
@@ -280,8 +314,8 @@ def profile_from_json(row: Any, *, place: str = "profile") -> types.Profile:
     candidate_id=field(row, "candidate_id", str, place),
     policy=field(row, "policy", str, place),
     group_size=size,
-    mean=field(row, "mean", (int, float), place),
-    variance=field(row, "variance", (int, float), place),
+    mean=field(row, "mean", _NUMBER_OR_NULL, place),
+    variance=field(row, "variance", _NUMBER_OR_NULL, place),
     **lists,
   )
 
@@ -378,6 +412,7 @@ def _message_from_json(row: Any, place: str) -> types.Message:
     prompt=None
     if prompt is None
     else messages_from_json(prompt, f"{place}.prompt"),
+    raw=field(row, "raw", bool, place, default=False),
   )
 
 

@@ -7,13 +7,17 @@ import jax.scipy.stats
 
 
 def group_signal(
-  rewards: jax.Array, valid: jax.Array | None = None
+  rewards: jax.Array,
+  valid: jax.Array | None = None,
+  *,
+  min_std: float = 0.0,
 ) -> dict[str, jax.Array]:
   """Reward-variance trackers of a batch of groups.
 
   Args:
     rewards: `[B, G]`.
     valid: `[B, G]` bool, False on padding; a row without any is no group.
+    min_std: a population std not above it is no variance.
 
   Returns:
     Scalars: "reward_mean" over samples, and means over groups: "reward_std",
@@ -34,10 +38,11 @@ def group_signal(
   mean = shifted.sum(1) / jnp.maximum(size, 1)
   squares = jnp.where(valid, (shifted - mean[:, None]) ** 2, 0.0).sum(1)
   groups = jnp.maximum((size > 0).sum(), 1)
+  std = jnp.sqrt(squares / jnp.maximum(size, 1))
   return {
     "reward_mean": rewards.sum() / jnp.maximum(size.sum(), 1),
-    "reward_std": jnp.sqrt(squares / jnp.maximum(size, 1)).sum() / groups,
-    "zero_variance": ((squares == 0) & (size > 0)).sum() / groups,
+    "reward_std": std.sum() / groups,
+    "zero_variance": ((std <= min_std) & (size > 0)).sum() / groups,
     "reward_variance": (squares / jnp.maximum(size - 1, 1)).sum() / groups,
   }
 

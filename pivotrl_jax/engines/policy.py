@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+from pivotrl_jax import errors
+from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.models import hf
@@ -33,34 +35,113 @@ class Policy:
   """
 
   path: pathlib.Path
-  tokenizer: PreTrainedTokenizerBase
+  tokenizer: tokenizer_lib.Tokenizer
   hf_config: dict[str, Any]
   config: qwen3.Config
   params: Any
   version: str
 
 
-def load(path: pathlib.Path) -> Policy:
-  """Reads a policy; InputError where the directory is not one."""
+def load(path: pathlib.Path, config: Any = None) -> Policy:
+  """Reads a policy.
+
+  Args:
+    path: a Hugging Face directory.
+    config: of a run: how chats are put to the template; None: as it is.
+
+  Raises:
+    InputError: the directory is not one, or what it holds does not fit.
+  """
   hf_config = hf.read_config(path)
-  config = qwen3.config_from_hf(hf_config)
+  tokenizer = load_tokenizer(path, config)
   params = hf.load_params(path, hf_config)
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
   return Policy(
     path=path,
-    tokenizer=tokenizer_lib.load(path),
+    tokenizer=tokenizer,
     hf_config=hf_config,
-    config=config,
+    config=qwen3.config_from_hf(hf_config),
     params=params,
     version=digest(params),
   )
 
 
+def load_tokenizer(
+  path: pathlib.Path, config: Any = None
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a policy; its arguments and errors as `load`'s."""
+  tokenizer = tokenizer_lib.load(path, config and _settings(config))
+  rows = hf.read_config(path)["vocab_size"]
+  if tokenizer.size > rows:
+    raise errors.InputError(
+      f"{path}: the tokenizer has ids up to {tokenizer.size - 1}; expected"
+      f" them below vocab_size {rows}, the rows of the embedding"
+    )
+  if tokenizer.stop_ids and max(tokenizer.stop_ids) >= rows:
+    raise errors.InputError(
+      f"{path}: eos_token_id {max(tokenizer.stop_ids)}; expected it below"
+      f" vocab_size {rows}"
+    )
+  return tokenizer
+
+
+def starting_path(config: Any) -> pathlib.Path:
+  """Where the policy lies that a run is given."""
+  return pathlib.Path(config.model.path or MINI)
+
+
 def starting(config: Any, workdir: pathlib.Path) -> Policy:
   """The frozen starting policy of a run, which is also its reference."""
   if config.warm_start.steps:
-    return load(workdir / WARM_START)
-  return load(pathlib.Path(config.model.path or MINI))
+    return load(workdir / WARM_START, config)
+  return load(starting_path(config), config)
+
+
+def check(config: Any) -> None:
+  """InputError where the given policy could not be used; reads no weights."""
+  path = starting_path(config)
+  hf_config = hf.read_config(path)
+  qwen3.config_from_hf(hf_config)
+  hf.check_tensors(path, hf_config)
+  render.check(load_tokenizer(path, config), config.model.chat_template or path)
+
+
+def template_kwargs(config: Any) -> dict[str, Any]:
+  """`config.model.template_kwargs`, a JSON object; InputError otherwise."""
+  try:
+    found = json.loads(config.model.template_kwargs)
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise errors.InputError(
+      f"--config.model.template_kwargs: {config.model.template_kwargs!r};"
+      ' expected a JSON object, such as {"enable_thinking": false}'
+    )
+  return found
+
+
+def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
+  """Writes `params` as a policy like `policy`; see `hf.save`.
+
+  A chat template that the run was given goes with it.
+  """
+  replaced = policy.tokenizer.settings.chat_template
+  hf.save(
+    path,
+    jax.device_get(params),
+    policy.hf_config,
+    policy.path,
+    chat_template=policy.tokenizer.hf.chat_template if replaced else None,
+  )
+
+
+def _settings(config):
+  return tokenizer_lib.Settings(
+    chat_template=config.model.chat_template,
+    template_kwargs=template_kwargs(config),
+    reasoning=config.data.reasoning,
+    empty_thinking=config.data.empty_thinking,
+  )
 
 
 def digest(params: Any) -> str:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerBase
-
 from pivotrl_jax import seeds as seeds_lib
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
 
 
@@ -56,7 +55,7 @@ class Episode:
 
 def run_episodes(
   engine: base.Engine,
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   env: Env,
   tasks: Sequence[Any],
   seeds: Sequence[int],
@@ -92,7 +91,9 @@ def run_episodes(
       [seeds_lib.row_seed(seeds[i], turn) for i in live],
     )
     for i, completion in zip(live, sampled, strict=True):
-      runs[i] = _advance(env, tasks[i], runs[i], tokenizer, completion)
+      runs[i] = _advance(
+        env, tasks[i], runs[i], tokenizer, prompts[i], completion
+      )
     live = [i for i in live if not runs[i][0].done]
   return [
     Episode(env.success(task, state), turns, tokens, tuple(messages))
@@ -100,13 +101,15 @@ def run_episodes(
   ]
 
 
-def _advance(env, task, run, tokenizer, completion):
+def _advance(env, task, run, tokenizer, prompt, completion):
   """`run` (state, messages, turns, tokens) after one more action."""
   state, messages, turns, tokens = run
-  text, said = parse.read(tokenizer, completion)
+  text, said = parse.read(
+    tokenizer, completion, opened=render.opens_thinking(tokenizer, prompt)
+  )
   if isinstance(said, types.ParseFailure):
-    # The world answers; the chat keeps what was said, as plain text.
-    action, message = said, types.Message("assistant", text)
+    # The world answers; the chat keeps what was said, as it was sampled.
+    action, message = said, types.Message("assistant", text, raw=True)
   else:
     # Calls get the ids that their answers refer to.
     calls = tuple(

@@ -2,7 +2,8 @@
 
 In domain: success in the world. Out of domain: questions without tools,
 to see what training forgot. Both policies get the same tasks and seeds, so
-that differences are paired.
+that differences are paired. The starting policy is a stage of its own, which
+runs with the same start share.
 """
 
 import dataclasses
@@ -27,30 +28,43 @@ from pivotrl_jax.pivots import rollouts
 WORLDS = {"swe": swe}
 
 
+BASE = "base_evals.jsonl"
+
+
+def run_base(config: Any, workdir: pathlib.Path) -> None:
+  """starting policy -> base_evals.jsonl."""
+  policy = policy_lib.starting(config, workdir)
+  records.write_jsonl(workdir / BASE, _evaluate(config, "base", policy))
+
+
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """starting policy, export/ -> evals.jsonl."""
-  base = policy_lib.starting(config, workdir)
-  policies = {"base": base}
+  """base_evals.jsonl, export/ -> evals.jsonl."""
+  rows = [row for _, row in records.read_jsonl(workdir / BASE)]
   if (workdir / "export").exists():
-    policies["trained"] = policy_lib.load(workdir / "export")
-  rows = []
-  for name, policy in policies.items():
-    engine = policy_lib.engine(policy, config)
-    _prepare(config, policy, engine)
-    compiled = compilations.Compilations()
-    for seed in range(config.evaluation.seeds):
-      started = time.monotonic()
-      episodes = _world(config, policy, engine, seed)
-      answers = _questions(config, policy, engine, seed)
-      compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
-      rows += [{"policy": name} | row for row in episodes + answers]
-      logging.info(
-          "evaluate: %s, seed %d: success %.3f of %d tasks, %.3f of %d"
-          " questions, %.0f s",
-          name, seed, _rate(episodes), len(episodes), _rate(answers),
-          len(answers), time.monotonic() - started,
-      )  # fmt: skip
+    policy = policy_lib.load(workdir / "export", config)
+    rows += _evaluate(config, "trained", policy)
   records.write_jsonl(workdir / "evals.jsonl", rows)
+
+
+def _evaluate(config, name, policy):
+  """Rows of evals.jsonl of one policy."""
+  rows = []
+  engine = policy_lib.engine(policy, config)
+  _prepare(config, policy, engine)
+  compiled = compilations.Compilations()
+  for seed in range(config.evaluation.seeds):
+    started = time.monotonic()
+    episodes = _world(config, policy, engine, seed)
+    answers = _questions(config, policy, engine, seed)
+    compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
+    rows += [{"policy": name} | row for row in episodes + answers]
+    logging.info(
+        "evaluate: %s, seed %d: success %.3f of %d tasks, %.3f of %d"
+        " questions, %.0f s",
+        name, seed, _rate(episodes), len(episodes), _rate(answers),
+        len(answers), time.monotonic() - started,
+    )  # fmt: skip
+  return rows
 
 
 def _prepare(config, policy, engine):
@@ -97,14 +111,23 @@ def _questions(config, policy, engine, seed):
   )
   if not questions:
     return []
+  prompts = [
+    render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions
+  ]
   completions = engine.sample(
-    [render.prompt_ids(policy.tokenizer, q.messages, ()) for q in questions],
+    prompts,
     _sampling(config, policy),
     [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
   )
   rows = []
-  for question, completion in zip(questions, completions, strict=True):
-    _, said = parse.read(policy.tokenizer, completion)
+  for question, prompt, completion in zip(
+    questions, prompts, completions, strict=True
+  ):
+    _, said = parse.read(
+      policy.tokenizer,
+      completion,
+      opened=render.opens_thinking(policy.tokenizer, prompt),
+    )
     right = isinstance(said, types.Message) and benchmarks.grade(
       question, types.action_of(said)
     )

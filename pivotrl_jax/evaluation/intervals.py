@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy import stats
 
 Z = 1.959963984540054  # 97.5 % point of the normal distribution.
 
@@ -43,6 +44,52 @@ def paired_difference(
   gap = np.asarray(after, np.float64) - np.asarray(before, np.float64)
   half = Z * gap.std(ddof=1) / math.sqrt(len(gap))
   return float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half)
+
+
+def crossed_mean(values: np.ndarray) -> tuple[float, float, float]:
+  """Mean over seeds and tasks, both samples of more, with its 95 % interval.
+
+  Two-way random effects without replication (Searle, Casella, McCulloch,
+  "Variance Components", 4.7): the variance of the mean is (MS of seeds + MS
+  of tasks - MS of the rest) / (S T), parts below 0 as 0; t with
+  Satterthwaite's degrees of freedom. With one seed, over tasks alone.
+
+  Args:
+    values: `[S, T]` scores, or differences of paired scores, by seed and
+      task. Where seeds have tasks of their own, their order is arbitrary.
+
+  Returns:
+    (mean, low, high).
+
+  Raises:
+    ValueError: fewer than two tasks.
+  """
+  values = np.asarray(values, np.float64)
+  seeds, tasks = values.shape
+  if tasks < 2:
+    raise ValueError(f"{tasks} tasks; expected 2 or more")
+  mean = values.mean()
+  by_seed, by_task = values.mean(1), values.mean(0)
+  of_tasks = seeds * by_task.var(ddof=1)
+  squares, freedom = [of_tasks], [tasks - 1]
+  if seeds > 1:
+    of_seeds = tasks * by_seed.var(ddof=1)
+    rest = values - by_seed[:, None] - by_task + mean
+    of_rest = (rest**2).sum() / ((seeds - 1) * (tasks - 1))
+    kept = [
+      (square, degrees)
+      for square, degrees in ((of_seeds, seeds - 1), (of_tasks, tasks - 1))
+      if square > of_rest
+    ]
+    # Each kept square holds the rest once; the mean's variance does once.
+    kept.append(((1 - len(kept)) * of_rest, (seeds - 1) * (tasks - 1)))
+    squares, freedom = zip(*kept, strict=True)
+  total = sum(squares)
+  if not total:
+    return float(mean), float(mean), float(mean)
+  degrees = total**2 / sum(s**2 / d for s, d in zip(squares, freedom))
+  half = stats.t.ppf(0.975, degrees) * math.sqrt(total / values.size)
+  return float(mean), float(mean - half), float(mean + half)
 
 
 def pass_at_k(successes: int, count: int, k: int) -> float:

@@ -9,20 +9,33 @@ import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-6
+MIN_STD = 1e-3
 
 
 def advantages(
-  rewards: jax.Array, *, estimator: str, valid: jax.Array | None = None
+  rewards: jax.Array,
+  *,
+  estimator: str,
+  valid: jax.Array | None = None,
+  min_std: float = MIN_STD,
 ) -> jax.Array:
-  """Advantages within groups; a group of equal rewards has none.
+  """Advantages within groups; a group of (nearly) equal rewards has none.
+
+  "loo" takes the mean m and the unbiased std s of the *other* samples:
+  A = (r - m) / s where s counts, the paper's unscaled r - m where s is 0, and
+  between the two a divisor that goes evenly from 1 to `min_std`. |A| is at most
+  sqrt(n - 1) of n samples, the bound of eq. 7's own, which no group of
+  successes and failures exceeds. So rewards that draw together never blow A
+  up, and it has one limit where they meet.
 
   Args:
     rewards: `[P, G]`, one row a pivot.
     estimator: "grpo" (eq. 7: mean and population std of the group), "loo"
-      (mean and unbiased std of the *other* samples; unscaled where that std
-      is 0), "rloo" (leave-one-out mean only), "dr_grpo" (group mean only).
+      (see above), "rloo" (leave-one-out mean only), "dr_grpo" (group mean
+      only).
     valid: `[P, G]` bool, which samples there are; None means all. The others
       may hold anything, count for nothing and get 0.
+    min_std: a group whose population std is not above it has no advantage.
 
   Returns:
     `[P, G]` float32.
@@ -43,38 +56,48 @@ def advantages(
   # whatever their mean would round to.
   first = jnp.take_along_axis(rewards, valid.argmax(1, keepdims=True), 1)
   shifted = jnp.where(valid, rewards - first, 0.0)
-  return jnp.where(valid, _ESTIMATORS[estimator](shifted, valid), 0.0)
+  counts = valid & (_std(shifted, valid) > min_std)
+  found = _ESTIMATORS[estimator](shifted, valid, max(min_std, EPSILON))
+  return jnp.where(counts, found, 0.0)
 
 
-def _dr_grpo(rewards, valid):
+def _std(rewards, valid):
+  count = jnp.maximum(valid.sum(1, keepdims=True), 1)
+  centred = jnp.where(valid, _dr_grpo(rewards, valid, 0.0), 0.0)
+  return jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
+
+
+def _dr_grpo(rewards, valid, _):
   count = jnp.maximum(valid.sum(1, keepdims=True), 1)
   return rewards - rewards.sum(1, keepdims=True) / count
 
 
-def _grpo(rewards, valid):
-  count = jnp.maximum(valid.sum(1, keepdims=True), 1)
-  centred = jnp.where(valid, _dr_grpo(rewards, valid), 0.0)
-  std = jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
-  return centred / (std + EPSILON)
+def _grpo(rewards, valid, min_std):
+  centred = _dr_grpo(rewards, valid, min_std)
+  return centred / (_std(rewards, valid) + EPSILON)
 
 
-def _rloo(rewards, valid):
+def _rloo(rewards, valid, min_std):
   # r_i - mean of the others = (r_i - mean of all) n / (n - 1).
   count = valid.sum(1, keepdims=True)
-  return _dr_grpo(rewards, valid) * count / jnp.maximum(count - 1, 1)
+  centred = _dr_grpo(rewards, valid, min_std)
+  return centred * count / jnp.maximum(count - 1, 1)
 
 
-def _loo(rewards, valid):
-  # [P, i, j]: sample j as seen from i, without i itself.
+def _loo(rewards, valid, min_std):
+  # [P, i, j]: sample j as seen from i, without i itself; shifted by one of
+  # them, so that equal ones have a std of exactly 0.
   others = valid[:, None, :] & ~jnp.eye(rewards.shape[1], dtype=bool)
   count = others.sum(2)
-  seen = jnp.where(others, rewards[:, None, :], 0.0)
+  one = jnp.take_along_axis(rewards, others.argmax(2), 1)
+  seen = jnp.where(others, rewards[:, None, :] - one[..., None], 0.0)
   mean = seen.sum(2) / jnp.maximum(count, 1)
   spread = jnp.where(others, (seen - mean[..., None]) ** 2, 0.0).sum(2)
   std = jnp.sqrt(spread / jnp.maximum(count - 1, 1))
-  centred = rewards - mean
-  # Against EPSILON, not 0: the mean of equal rewards may round.
-  return jnp.where(std > EPSILON, centred / (std + EPSILON), centred)
+  share = jnp.minimum(std / min_std, 1.0)
+  divisor = 1.0 + share * (jnp.maximum(std, min_std) + EPSILON - 1.0)
+  bound = jnp.sqrt(jnp.maximum(valid.sum(1, keepdims=True) - 1.0, 0.0))
+  return jnp.clip((rewards - one - mean) / divisor, -bound, bound)
 
 
 _ESTIMATORS = {

@@ -18,7 +18,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import jax.scipy.sparse.linalg
 import optax
 
 LogProbs = Callable[[Any], jax.Array]
@@ -164,27 +163,55 @@ def natural_direction(
   *,
   damping: float,
   iterations: int,
-) -> tuple[Any, jax.Array]:
+  relative: bool = False,
+) -> tuple[Any, dict[str, jax.Array]]:
   """(F + damping I)^-1 g by conjugate gradients on trees.
+
+  Own, not `jax.scipy.sparse.linalg.cg`: F is in the program once, not three
+  times, and its first product with g gives the unit of a relative damping.
 
   Args:
     grads: g.
     fvp: v -> F v, undamped.
     damping: added to F's diagonal.
-    iterations: most CG steps. From zero, every iterate x has
-      x^T (F + damping I) x = g^T x, so a direction cut short still has an
-      exact (smaller) norm.
+    iterations: most CG steps, less where the residual has fallen to 1e-5 of
+      g. From zero, every iterate x has x^T (F + damping I) x = g^T x, so a
+      direction cut short still has an exact (smaller) norm.
+    relative: the damping is in units of F's curvature along the gradient,
+      g^T F g / g^T g, so that it means the same in any model.
 
   Returns:
-    The direction and its norm sqrt(g^T x) in the damped metric.
+    The direction, exactly 0 where g is; and its "norm" sqrt(g^T x) in the
+    damped metric and the "damping" in absolute terms.
   """
-  direction, _ = jax.scipy.sparse.linalg.cg(
-    lambda v: jax.tree.map(lambda f, x: f + damping * x, fvp(v), v),
-    grads,
-    maxiter=iterations,
+  start = optax.tree.vdot(grads, grads)
+
+  def going_on(carry):
+    count, square = carry[:2]
+    return (count < iterations) & (square > 1e-10 * start)
+
+  def body(carry):
+    count, square, ridge, x, residual, along = carry
+    product = fvp(along)
+    if relative:
+      curvature = optax.tree.vdot(along, product) / square
+      ridge = jnp.where(count == 0, damping * curvature, ridge)
+    product = jax.tree.map(lambda f, v: f + ridge * v, product, along)
+    length = square / optax.tree.vdot(along, product)
+    x = jax.tree.map(lambda x, v: x + length * v, x, along)
+    residual = jax.tree.map(lambda r, f: r - length * f, residual, product)
+    now = optax.tree.vdot(residual, residual)
+    along = jax.tree.map(lambda r, v: r + (now / square) * v, residual, along)
+    return count + 1, now, ridge, x, residual, along
+
+  zeros = jax.tree.map(jnp.zeros_like, grads)
+  ridge = jnp.float32(0.0 if relative else damping)
+  _, _, ridge, direction, _, _ = jax.lax.while_loop(
+    going_on, body, (0, start, ridge, zeros, grads, grads)
   )
   square = optax.tree.vdot(grads, direction)
-  return direction, jnp.sqrt(jnp.maximum(square, 0.0))
+  norm = jnp.sqrt(jnp.maximum(square, 0.0))
+  return direction, {"norm": norm, "damping": ridge}
 
 
 def natural_step(
@@ -195,6 +222,7 @@ def natural_step(
   max_kl: float,
   iterations: int,
   learning_rate: float = 1.0,
+  relative: bool = False,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """The damped natural-gradient step, inside a trust region of the KL.
 
@@ -205,36 +233,28 @@ def natural_step(
 
   Args:
     grads: of the *loss*, a tree of float32.
-    fvp, damping, iterations: see `natural_direction`.
+    fvp, damping, iterations, relative: see `natural_direction`.
     max_kl: trust region, nats per row.
     learning_rate: of the unshortened step.
 
   Returns:
-    Updates for `optax.apply_updates`, and "natural_norm", "natural_kl" (of
-    the step, by the model without damping) and "natural_scale" (what the
-    direction was multiplied by).
+    Updates for `optax.apply_updates`, and "natural_norm", "natural_damping",
+    "natural_kl" (of the step, by the model without damping) and
+    "natural_scale" (what the direction was multiplied by).
   """
-  direction, norm = natural_direction(
-    grads, fvp, damping=damping, iterations=iterations
+  direction, found = natural_direction(
+    grads, fvp, damping=damping, iterations=iterations, relative=relative
   )
+  norm, ridge = found["norm"], found["damping"]
   longest = jnp.sqrt(2.0 * max_kl) / jnp.maximum(norm, 1e-30)
   scale = jnp.minimum(learning_rate, longest)
-  undamped = norm**2 - damping * optax.tree.vdot(direction, direction)
+  undamped = norm**2 - ridge * optax.tree.vdot(direction, direction)
   return jax.tree.map(lambda x: -scale * x, direction), {
     "natural_norm": norm,
+    "natural_damping": ridge,
     "natural_kl": 0.5 * scale**2 * jnp.maximum(undamped, 0.0),
     "natural_scale": scale,
   }
-
-
-def curvature_along(grads: Any, fvp: Callable[[Any], Any]) -> jax.Array:
-  """g^T F g / g^T g: the unit of a damping that means the same in any model.
-
-  0 where there is no gradient.
-  """
-  square = optax.tree.vdot(grads, grads)
-  found = optax.tree.vdot(grads, fvp(grads))
-  return jnp.where(square > 0, found / jnp.where(square > 0, square, 1.0), 0.0)
 
 
 def back_track(
@@ -260,21 +280,21 @@ def back_track(
     step is left).
   """
 
-  def at(share):
-    return measured_kl(jax.tree.map(lambda x: share * x, updates))
-
   def outside(carry):
     count, _, kl = carry
-    return ~(kl <= max_kl) & (count < tries)  # NaN is outside.
+    return ~(kl <= max_kl) & (count <= tries)  # NaN is outside.
 
   def shorter(carry):
     count, share, kl = carry
     factor = jnp.clip(0.9 * jnp.sqrt(max_kl / kl), 0.1, 0.9)
-    share *= jnp.where(jnp.isfinite(kl), factor, 0.1)
-    return count + 1, share, at(share)
+    factor = jnp.where(jnp.isfinite(kl), factor, 0.1)
+    share *= jnp.where(count == 0, 1.0, factor)
+    kl = measured_kl(jax.tree.map(lambda x: share * x, updates))
+    return count + 1, share, kl
 
-  one = jnp.float32(1.0)
-  _, share, kl = jax.lax.while_loop(outside, shorter, (0, one, at(one)))
+  _, share, kl = jax.lax.while_loop(
+    outside, shorter, (0, jnp.float32(1.0), jnp.float32(jnp.inf))
+  )
   inside = kl <= max_kl
   step = jax.tree.map(lambda x: jnp.where(inside, share * x, 0.0), updates)
   return step, {

@@ -16,19 +16,31 @@ from pivotrl_jax import errors
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TEMPLATE = "chat_template.jinja"
+_NAMED_TEMPLATES = "additional_chat_templates"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "generation_config.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+    _TEMPLATE, "chat_template.json", "generation_config.json",
 )  # fmt: skip
-_NEEDED = (
+_COUNTS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
+# Stored types of tensors, as safetensors names them.
+_STORED = ("F64", "F32", "F16", "BF16")
 _DTYPES = {
   "float32": np.dtype(np.float32),
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+# What stands in a directory that holds no model of its own, or in a form
+# that we do not read; and what to do about it.
+_OTHER_FORMS = {
+  "adapter_config.json": "an adapter; merge it into its base model",
+  "pytorch_model.bin": "save it with safe_serialization=True",
+  "pytorch_model.bin.index.json": "save it with safe_serialization=True",
+}
+_POINTER = b"version https://git-lfs"
 
 
 def read_config(path: pathlib.Path | str) -> dict[str, Any]:
@@ -38,37 +50,88 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
     InputError: no or broken config.json, another architecture, or a feature
       that changes what the model computes and is not implemented.
   """
-  file = pathlib.Path(path) / "config.json"
-  values = _read_json(file)
-  found = (values.get("architectures") or [None])[0]
-  if found != ARCHITECTURE:
+  path = pathlib.Path(path)
+  file = path / "config.json"
+  if not file.exists():
     raise errors.InputError(
-      f"{file}: architectures {found!r}; expected {ARCHITECTURE}"
+      f"{path}: no config.json{_instead(path)}; expected a Hugging Face"
+      " directory"
     )
-  for key in _NEEDED:
-    if not isinstance(values.get(key), int):
+  values = _read_json(file)
+  found = values.get("architectures")
+  if found != [ARCHITECTURE]:
+    raise errors.InputError(
+      f"{file}: architectures {found!r}; expected ['{ARCHITECTURE}']"
+    )
+  for key in _COUNTS:
+    value = values.get(key)
+    if type(value) is not int or value < 1:
       raise errors.InputError(
-        f"{file}: {key} {values.get(key)!r}; expected an integer"
+        f"{file}: {key} {value!r}; expected an integer above 0"
       )
-  rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-  unsupported = {
+  for key, value in _features(values, file).items():
+    wanted = _SUPPORTED[key]
+    if value != wanted:
+      raise errors.InputError(f"{file}: {key} {value!r}; expected {wanted!r}")
+  if values["head_dim"] % 2:
+    raise errors.InputError(
+      f"{file}: head_dim {values['head_dim']}; expected an even number, of"
+      " which halves are rotated"
+    )
+  return values
+
+
+# Features that change what a model computes -> the value we implement.
+_SUPPORTED = {
+  "use_sliding_window": False,
+  "attention_bias": False,
+  "rope type": "default",
+  "partial_rotary_factor": 1.0,
+  "layer_types": ["full_attention"],
+  "hidden_act": "silu",
+  "quantization_config": None,
+}
+
+
+def _features(values, file):
+  """The values of a config.json, or their defaults, of `_SUPPORTED`."""
+  ropes = [values.get("rope_parameters"), values.get("rope_scaling")]
+  if not all(isinstance(rope, dict | None) for rope in ropes):
+    raise errors.InputError(
+      f"{file}: rope_parameters, rope_scaling {ropes}; expected an object or"
+      " null"
+    )
+  rope = ropes[0] or ropes[1] or {}
+  partial = rope.get(
+    "partial_rotary_factor", values.get("partial_rotary_factor", 1.0)
+  )
+  for key, value in (
+    ("rope_theta", rope.get("rope_theta", values.get("rope_theta"))),
+    ("rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
+  ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise errors.InputError(f"{file}: {key} {value!r}; expected a number")
+  layers = values.get("layer_types") or ["full_attention"]
+  layers = layers if isinstance(layers, list) else [layers]
+  distinct = sorted({str(layer) for layer in layers})
+  return {
     "use_sliding_window": values.get("use_sliding_window") or False,
     "attention_bias": values.get("attention_bias") or False,
     "rope type": rope.get("rope_type", rope.get("type", "default")),
+    "partial_rotary_factor": partial,
+    "layer_types": distinct,
     "hidden_act": values.get("hidden_act", "silu"),
+    "quantization_config": values.get("quantization_config"),
   }
-  wanted = {
-    "use_sliding_window": False,
-    "attention_bias": False,
-    "rope type": "default",
-    "hidden_act": "silu",
-  }
-  for key, value in unsupported.items():
-    if value != wanted[key]:
-      raise errors.InputError(
-        f"{file}: {key} {value!r}; expected {wanted[key]!r}"
-      )
-  return values
+
+
+def check_tensors(path: pathlib.Path | str, config: dict[str, Any]) -> None:
+  """InputError where the files' headers are not those of the model.
+
+  Reads no weights: names, shapes and types only.
+  """
+  for _ in _places(pathlib.Path(path), config):
+    pass
 
 
 def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
@@ -79,25 +142,34 @@ def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
     config: of `read_config`.
 
   Raises:
-    InputError: a tensor is missing, unexpected or of another shape.
+    InputError: a tensor is missing, unexpected, of another shape or type, or
+      holds what is no finite number.
   """
-  path = pathlib.Path(path)
-  files = _tensor_files(path)
   params: dict[str, Any] = {}
-  for name, keys, transposed, shape in name_map(config):
-    if name not in files:
+  for file, name, keys, transposed in _places(pathlib.Path(path), config):
+    tensor = _read_tensor(file, name)
+    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
       raise errors.InputError(
-        f"{path}: no tensor {name}; expected one of shape {shape}"
-      )
-    tensor = _read_tensor(files.pop(name), name)
-    if tensor.shape != shape:
-      raise errors.InputError(
-        f"{path}: {name} has shape {tensor.shape}; expected {shape}"
+        f"{file}: {name} holds NaN or infinity; expected finite weights"
       )
     node = params
     for key in keys[:-1]:
       node = node.setdefault(key, {})
     node[keys[-1]] = tensor.T if transposed else tensor
+  return params
+
+
+def _places(path, config):
+  """Yields (file, name, our path, whether transposed), all checked."""
+  files = _tensor_files(path)
+  for name, keys, transposed, shape in name_map(config):
+    if name not in files:
+      raise errors.InputError(
+        f"{path}: no tensor {name}; expected one of shape {shape}"
+      )
+    file = files.pop(name)
+    _check_header(path, file, name, shape)
+    yield file, name, keys, transposed
   # Some exporters store the tied head a second time.
   if config.get("tie_word_embeddings"):
     files.pop("lm_head.weight", None)
@@ -106,7 +178,21 @@ def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
       f"{path}: unexpected tensor {min(files)}; expected only those of"
       f" {ARCHITECTURE}"
     )
-  return params
+
+
+def _check_header(path, file, name, shape):
+  with safetensors.safe_open(file, framework="np") as tensors:
+    header = tensors.get_slice(name)
+    found, stored = tuple(header.get_shape()), header.get_dtype()
+  if found != shape:
+    raise errors.InputError(
+      f"{path}: {name} has shape {found}; expected {shape}"
+    )
+  if stored not in _STORED:
+    raise errors.InputError(
+      f"{path}: {name} is stored as {stored}; expected one of"
+      f" {', '.join(_STORED)}"
+    )
 
 
 def save(
@@ -115,6 +201,7 @@ def save(
   config: dict[str, Any],
   tokenizer_path: pathlib.Path | str,
   *,
+  chat_template: str | None = None,
   dtype: str = "float32",
   shard_bytes: int = 4 << 30,
 ) -> None:
@@ -127,7 +214,8 @@ def save(
     params: nested parameters, as `load_params` returns them.
     config: of config.json.
     tokenizer_path: directory whose tokenizer, chat template and generation
-      config are copied.
+      config are copied as they are.
+    chat_template: in place of the copied one.
     dtype: "float32" or "bfloat16", of the stored tensors.
     shard_bytes: most bytes of one file.
   """
@@ -139,6 +227,10 @@ def save(
     source = pathlib.Path(tokenizer_path) / name
     if source.exists():
       shutil.copyfile(source, temporary / name)
+  if (named := pathlib.Path(tokenizer_path) / _NAMED_TEMPLATES).is_dir():
+    shutil.copytree(named, temporary / _NAMED_TEMPLATES)
+  if chat_template is not None:
+    (temporary / _TEMPLATE).write_text(chat_template, encoding="utf-8")
   # transformers 5 writes "dtype", 4 "torch_dtype": both read the latter.
   stored = {k: v for k, v in config.items() if k != "dtype"}
   stored |= {"torch_dtype": dtype}
@@ -233,10 +325,16 @@ def _tensor_files(path):
   if (path / _WEIGHTS).exists():
     return dict.fromkeys(_names(path / _WEIGHTS), path / _WEIGHTS)
   if not (path / _INDEX).exists():
-    raise errors.InputError(f"{path}: no weights; expected {_WEIGHTS}")
+    raise errors.InputError(
+      f"{path}: no weights{_instead(path)}; expected {_WEIGHTS}"
+    )
   placed = _read_json(path / _INDEX).get("weight_map")
-  if not isinstance(placed, dict):
-    raise errors.InputError(f"{path / _INDEX}: no weight_map; expected one")
+  if not isinstance(placed, dict) or not all(
+    isinstance(file, str) for file in placed.values()
+  ):
+    raise errors.InputError(
+      f"{path / _INDEX}: no weight_map; expected one of tensor names to files"
+    )
   for file in sorted(set(placed.values())):
     missing = {n for n, f in placed.items() if f == file} - set(
       _names(path / file)
@@ -248,13 +346,28 @@ def _tensor_files(path):
   return {name: path / file for name, file in placed.items()}
 
 
+def _instead(path):
+  """What there is of another form, in brackets; "" where there is none."""
+  for name, advice in _OTHER_FORMS.items():
+    if (path / name).exists():
+      return f" ({name} is: {advice})"
+  return ""
+
+
 def _names(file):
   try:
+    with open(file, "rb") as handle:
+      pointer = handle.read(len(_POINTER)) == _POINTER
+    if pointer:
+      raise errors.InputError(
+        f"{file}: a Git LFS pointer; expected the file itself (git lfs pull)"
+      )
     with safetensors.safe_open(file, framework="np") as tensors:
       return list(tensors.keys())
   except (OSError, safetensors.SafetensorError) as error:
+    reason = getattr(error, "strerror", None) or error
     raise errors.InputError(
-      f"{file}: {error}; expected a whole safetensors file"
+      f"{file}: {reason}; expected a whole safetensors file"
     ) from error
 
 
@@ -265,12 +378,12 @@ def _read_tensor(file, name):
 
 def _read_json(file):
   try:
-    value = json.loads(file.read_text())
+    value = json.loads(file.read_text(encoding="utf-8"))
   except OSError as error:
     raise errors.InputError(
       f"{file}: {error.strerror}; expected a file"
     ) from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise errors.InputError(f"{file}: not JSON ({error})") from error
   if not isinstance(value, dict):
     raise errors.InputError(f"{file}: expected a JSON object")

@@ -319,8 +319,8 @@ class Qwen3(nn.Module):
     config: its shape.
     dtype: of activations; parameters stay as they are stored.
     remat: recompute each layer in the backward pass.
-    attention: what computes it, one of `attention.BODIES`; `dense` is
-      differentiable in forward mode too.
+    attention: what computes it, one of `attention.BODIES`; all but `cudnn`
+      are differentiable in forward mode too.
   """
 
   config: Config

@@ -3,8 +3,11 @@
 Candidates go to the engine a few whole trajectories at a time, so that all
 turns of one share its prefill. Finished trajectories are appended at once: a
 profile that was interrupted goes on where it stopped, to the same bytes.
+Samples without a verdict keep their text, and are scored again later.
 """
 
+from collections.abc import Callable
+import dataclasses
 import itertools
 import pathlib
 import time
@@ -18,88 +21,201 @@ from pivotrl_jax import compilations
 from pivotrl_jax import errors
 from pivotrl_jax import seeds
 from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import records
+from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.pivots import rollouts
 
 
-def run(config: Any, workdir: pathlib.Path) -> None:
-  """candidates.jsonl -> profiles.jsonl; prompts too long -> skipped.jsonl."""
+def run(config: Any, workdir: pathlib.Path) -> bool:
+  """candidates.jsonl -> profiles.jsonl; prompts too long -> skipped.jsonl.
+
+  Returns:
+    Whether it is complete. It is not while a judge's verdicts are missing:
+    the next start asks for them again, until training begins.
+  """
+  path = workdir / "profiles.jsonl"
+  if (workdir / "checkpoints").exists():
+    with records.Appender(path) as out:
+      if out.published:
+        logging.warning(
+          "profile: missing verdicts stay so, training has begun without them"
+        )
+        out.finish()
+        return True
   policy = policy_lib.starting(config, workdir)
-  engine = policy_lib.engine(policy, config)
-  sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
+  return profile_all(
+    config,
+    workdir,
+    policy.tokenizer,
+    policy.version,
+    lambda: policy_lib.engine(policy, config),
+  )
+
+
+def profile_all(
+  config: Any,
+  workdir: pathlib.Path,
+  tokenizer: tokenizer_lib.Tokenizer,
+  version: str,
+  engine: Callable[[], base.Engine],
+) -> bool:
+  """`run` by any engine, made once something is left to sample.
+
+  Raises:
+    InputError: no prompt has room, or too many verdicts are missing; what was
+      sampled is kept.
+  """
   score = rollouts.Scorer(config, workdir)
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   work = list(_work(config, workdir))
-  _prepare(config, policy.tokenizer, engine, sampling, trajectories, work)
+  _check_room(config, tokenizer, trajectories, work)
   skipped: list[dict[str, Any]] = []
-  started, tokens, prompt_tokens = time.monotonic(), 0, 0
-  compiled = compilations.Compilations()
   with records.Appender(workdir / "profiles.jsonl") as out:
+    _score_again(tokenizer, score, trajectories, work, out)
     done = {row["candidate_id"] for row in out.rows}
-    for index, batch in enumerate(
-      tqdm.tqdm(
-        list(_batched(work, config.profile.trajectories_per_batch)),
-        desc="profile",
-        disable=None,
-      )
-    ):
-      turns = []
-      for candidate in itertools.chain.from_iterable(batch):
-        turn = rollouts.render_turn(
-          policy.tokenizer, trajectories[candidate.trajectory_id], candidate
+    bar = tqdm.tqdm(
+      list(_batched(work, config.profile.trajectories_per_batch)),
+      desc="profile",
+      disable=None,
+    )
+    turns = (
+      _fitting(config, tokenizer, trajectories, batch, skipped) for batch in bar
+    )
+    started, stats = time.monotonic(), []
+    if any(c.id not in done for c in itertools.chain.from_iterable(work)):
+      sampler = engine()
+      _prepare(config, tokenizer, sampler, trajectories, work)
+      for groups in _sampled(config, tokenizer, sampler, score, turns, done):
+        stats.append(sampler.stats)
+        out.append(
+          records.profile_to_json(profile(group, version))
+          for group in groups
+          if group.turn.candidate.id not in done
         )
-        if len(turn.prompt) > config.data.max_prompt_tokens:
-          skipped.append(_too_long(config, turn))
-        else:
-          turns.append(turn)
-      if all(t.candidate.id in done for t in turns):
-        continue
-      groups = rollouts.roll_out(
-        engine,
-        policy.tokenizer,
-        turns,
-        group_size=config.profile.group_size,
-        sampling=sampling,
-        seeds=(
-          seeds.row_seed(config.seed, "profile", t.candidate.id, k)
-          for t in turns
-          for k in range(config.profile.group_size)
-        ),
-        score=score,
-      )
-      tokens += engine.stats.sampled_tokens
-      prompt_tokens += engine.stats.prompt_tokens
-      out.append(
-        records.profile_to_json(profile(group, policy.version))
-        for group in groups
-        if group.turn.candidate.id not in done
-      )
-      compiled.log("profile", f"batch {index + 1}", warm=index > 0)
-      logging.log_every_n_seconds(
-        logging.INFO, "profile: %d tokens sampled, up to %s", 30, tokens,
-        turns[-1].candidate.id,
-      )  # fmt: skip
+        score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
     records.replace_skipped(workdir, "profile", skipped)
-    _log(list(out.rows), time.monotonic() - started, tokens, prompt_tokens)
+    rows = list(out.rows)
+    _log(rows, time.monotonic() - started, stats)
+    if any(None in row["rewards"] for row in rows):
+      out.publish()
+      return False
     out.finish()
+  return True
+
+
+def _sampled(config, tokenizer, sampler, score, batches, done):
+  """Yields the groups of each batch of turns that is not done."""
+  sampling = rollouts.sampling_params(tokenizer, config.rollout)
+  compiled = compilations.Compilations()
+  for index, turns in enumerate(batches):
+    if all(t.candidate.id in done for t in turns):
+      continue
+    groups = rollouts.roll_out(
+      sampler,
+      tokenizer,
+      turns,
+      group_size=config.profile.group_size,
+      sampling=sampling,
+      seeds=(
+        seeds.row_seed(config.seed, "profile", t.candidate.id, k)
+        for t in turns
+        for k in range(config.profile.group_size)
+      ),
+      score=score,
+    )
+    yield groups
+    compiled.log("profile", f"batch {index + 1}", warm=index > 0)
+    logging.log_every_n_seconds(
+      logging.INFO, "profile: batch %d, up to %s", 30, index + 1,
+      turns[-1].candidate.id,
+    )  # fmt: skip
+
+
+def _fitting(config, tokenizer, trajectories, batch, skipped):
+  """The turns of a batch that have room; the others go to `skipped`."""
+  turns = []
+  for candidate in itertools.chain.from_iterable(batch):
+    turn = _turn(tokenizer, trajectories, candidate)
+    if len(turn.prompt) > config.data.max_prompt_tokens:
+      skipped.append(_too_long(config, turn))
+    else:
+      turns.append(turn)
+  return turns
+
+
+def _score_again(tokenizer, score, trajectories, work, out):
+  """Asks for the verdicts that are missing, on the texts that were sampled."""
+  rows = [records.profile_from_json(row) for row in out.rows]
+  holes = [
+    (i, k)
+    for i, row in enumerate(rows)
+    for k, reward in enumerate(row.rewards)
+    if reward is None
+  ]
+  if not holes:
+    return
+  candidates = {c.id: c for c in itertools.chain.from_iterable(work)}
+  turns = [
+    _turn(tokenizer, trajectories, candidates[rows[i].candidate_id])
+    for i, _ in holes
+  ]
+  found = score.many(
+    turns,
+    [
+      rollouts.action_of_text(
+        rows[i].completions[k],
+        opened=render.opens_thinking(tokenizer, turn.prompt),
+      )
+      for turn, (i, k) in zip(turns, holes, strict=True)
+    ],
+  )
+  verdicts = [
+    [types.Verdict(*pair) for pair in zip(row.rewards, row.reasons)]
+    for row in rows
+  ]
+  for (i, k), verdict in zip(holes, found, strict=True):
+    verdicts[i][k] = verdict
+  out.replace(
+    records.profile_to_json(dataclasses.replace(row, **_statistics(group)))
+    for row, group in zip(rows, verdicts, strict=True)
+  )
+  logging.info(
+    "profile: %d of %d missing verdicts could be had now",
+    sum(v.reward is not None for v in found), len(holes),
+  )  # fmt: skip
+  score.check((v.reward, v.reason) for group in verdicts for v in group)
 
 
 def profile(group: rollouts.Group, version: str) -> types.Profile:
-  """A group's mean and population variance, with what was sampled."""
-  rewards = np.array(group.rewards, np.float64)
+  """A group's mean and population variance, with what was sampled.
+
+  What has no verdict is in neither: a group without any has neither.
+  """
   return types.Profile(
     candidate_id=group.turn.candidate.id,
     policy=version,
-    group_size=len(rewards),
-    rewards=tuple(float(r) for r in rewards),
-    reasons=tuple(v.reason for v in group.verdicts),
-    mean=float(rewards.mean()),
-    variance=float(rewards.var()),
+    group_size=len(group.verdicts),
     completions=group.texts,
+    **_statistics(group.verdicts),
   )
+
+
+def _statistics(verdicts):
+  """What a profile holds of a group's verdicts."""
+  had = np.array([v.reward for v in verdicts if v.reward is not None])
+  return {
+    "rewards": tuple(
+      None if v.reward is None else float(v.reward) for v in verdicts
+    ),
+    "reasons": tuple(v.reason for v in verdicts),
+    "mean": float(had.mean()) if had.size else None,
+    "variance": float(had.var()) if had.size else None,
+  }
 
 
 def _work(config, workdir):
@@ -121,18 +237,55 @@ def _work(config, workdir):
   return by_trajectory
 
 
-def _prepare(config, tokenizer, engine, sampling, trajectories, work):
+def _check_room(config, tokenizer, trajectories, work):
+  """Says before anything is sampled what no sample could make good.
+
+  Raises:
+    InputError: every prompt is too long.
+  """
+  most, shortest = config.data.max_prompt_tokens, None
+  for candidate in itertools.chain.from_iterable(work):
+    length = len(_turn(tokenizer, trajectories, candidate).prompt)
+    shortest = min(length, shortest or length)
+    if length <= most:
+      break
+  else:
+    raise errors.InputError(
+      f"config.data.max_prompt_tokens: {most}; expected at least {shortest},"
+      f" the tokens of the shortest prompt of {sum(map(len, work))} candidates"
+    )
+  most, shortest = config.rollout.max_tokens, None
+  for candidate in itertools.chain.from_iterable(work):
+    length = len(
+      rollouts.render_demonstration(
+        tokenizer, trajectories[candidate.trajectory_id], candidate
+      )
+    )
+    shortest = min(length, shortest or length)
+    if length <= most:
+      return
+  logging.warning(
+    "profile: config.rollout.max_tokens=%d is less than the %d tokens of the"
+    " shortest of %d demonstrations: most samples will be cut off",
+    most, shortest, sum(map(len, work)),
+  )  # fmt: skip
+
+
+def _prepare(config, tokenizer, engine, trajectories, work):
   """Readies the engine for the trunks of the trajectories."""
   most = config.data.max_prompt_tokens
-  last = [
-    rollouts.render_turn(tokenizer, trajectories[c.trajectory_id], c)
-    for *_, c in work
-  ]
+  last = [_turn(tokenizer, trajectories, c) for *_, c in work]
   engine.prepare(
     [min(len(turn.prompt), most) for turn in last],
-    sampling,
+    rollouts.sampling_params(tokenizer, config.rollout),
     prompts=config.profile.trajectories_per_batch,
     rows=config.profile.group_size * max(len(turns) for turns in work),
+  )
+
+
+def _turn(tokenizer, trajectories, candidate):
+  return rollouts.render_turn(
+    tokenizer, trajectories[candidate.trajectory_id], candidate
   )
 
 
@@ -151,17 +304,29 @@ def _too_long(config, turn):
   }
 
 
-def _log(rows, seconds, tokens, prompt_tokens):
-  if not rows:
+def _log(rows, seconds, stats):
+  means = [row["mean"] for row in rows if row["mean"] is not None]
+  if not means:
     return
-  flat = np.array([row["variance"] == 0 for row in rows])
+  flat = np.array(
+    [
+      row["variance"] < 1e-12  # That of equal rewards may round to 1e-34.
+      for row in rows
+      if row["variance"] is not None
+    ]
+  )
+  missing = sum(row["rewards"].count(None) for row in rows)
   logging.info(
     "profile: %d candidates, mean reward %.3f, zero-variance share %.3f,"
-    " %.0f s, %.0f sampled tokens/s (%d tokens of prompts shared)",
+    " %.0f s, %.0f sampled tokens/s (%d tokens of prompts shared)%s",
     len(rows),
-    np.mean([row["mean"] for row in rows]),
+    np.mean(means),
     flat.mean(),
     seconds,
-    tokens / max(seconds, 1e-9),
-    prompt_tokens,
+    sum(s.sampled_tokens for s in stats) / max(seconds, 1e-9),
+    sum(s.prompt_tokens for s in stats),
+    f"; {missing} samples without a verdict are left out, and scored again"
+    " on the next start"
+    if missing
+    else "",
   )

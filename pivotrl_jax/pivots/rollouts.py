@@ -5,6 +5,7 @@ and training roll out through this one function, so that they render, sample
 and score alike.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import concurrent.futures
 import dataclasses
@@ -13,8 +14,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
@@ -52,12 +53,13 @@ class Group:
   verdicts: tuple[types.Verdict, ...]
 
   @property
-  def rewards(self) -> list[float]:
+  def rewards(self) -> list[float | None]:
+    """None where no verdict could be had."""
     return [v.reward for v in self.verdicts]
 
 
 def render_turn(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   trajectory: types.Trajectory,
   candidate: types.Candidate,
 ) -> Turn:
@@ -72,7 +74,7 @@ def render_turn(
 
 
 def render_demonstration(
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   trajectory: types.Trajectory,
   candidate: types.Candidate,
 ) -> np.ndarray:
@@ -100,12 +102,17 @@ class Scorer:
     self._options = given[self._name].to_dict()
     self._setting = given.setting
     self._judge, self._threads = None, 1
+    self._most_failed = given.judge.most_failed
     if given.judge.url:
+      asked = given.judge.to_dict()
+      del asked["most_failed"]
       self._threads = given.judge.concurrency
+      labels = ("judge_equal_label", "judge_not_equal_label")
       self._judge = judge_lib.Endpoint(
-        **given.judge.to_dict(),
+        **asked,
         key=os.environ.get(judge_lib.KEY_VARIABLE, ""),
         cache=workdir / "judge",
+        labels=[given.terminus_judge[label] for label in labels],
       )
 
   def __call__(
@@ -132,14 +139,47 @@ class Scorer:
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       return list(pool.map(self, turns, actions))
 
+  def check(self, verdicts: Iterable[tuple[float | None, str]]) -> None:
+    """Stops a stage whose judge is no judge any more.
+
+    Args:
+      verdicts: reward and reason of each sample.
+
+    Raises:
+      InputError: more than `judge.most_failed` of the rewards are missing.
+    """
+    verdicts = list(verdicts)
+    missing = collections.Counter(r for reward, r in verdicts if reward is None)
+    if missing.total() > self._most_failed * len(verdicts):
+      shown = ", ".join(f"{n} {name}" for name, n in missing.most_common())
+      raise errors.InputError(
+        f"config.verifier.judge: no verdict on {missing.total()} of"
+        f" {len(verdicts)} samples ({shown}); expected at most a share of"
+        f" config.verifier.judge.most_failed={self._most_failed}; what was"
+        " sampled is kept, and the same command asks again"
+      )
+
+
+def action_of_text(
+  text: str, *, opened: bool
+) -> types.Action | types.ParseFailure:
+  """What a completion's text does; it ended by itself, within its tokens.
+
+  Args:
+    text: of a completion.
+    opened: whether its prompt opened the thinking; `render.opens_thinking`.
+  """
+  said = parse.parse(text, opened=opened)
+  return types.action_of(said) if isinstance(said, types.Message) else said
+
 
 def sampling_params(
-  tokenizer: PreTrainedTokenizerBase, rollout: Any
+  tokenizer: tokenizer_lib.Tokenizer, rollout: Any
 ) -> base.SamplingParams:
   """`config.rollout` as the engine takes it."""
   return base.SamplingParams(
     max_tokens=rollout.max_tokens,
-    stop_ids=tokenizer_lib.stop_ids(tokenizer),
+    stop_ids=tokenizer.stop_ids,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
   )
@@ -147,7 +187,7 @@ def sampling_params(
 
 def roll_out(
   engine: base.Engine,
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: tokenizer_lib.Tokenizer,
   turns: Sequence[Turn],
   *,
   group_size: int,
@@ -171,7 +211,14 @@ def roll_out(
   """
   prompts = [turn.prompt for turn in turns for _ in range(group_size)]
   sampled = engine.sample(prompts, sampling, list(seeds))
-  texts, said = zip(*(parse.read(tokenizer, c) for c in sampled), strict=True)
+  opened = [render.opens_thinking(tokenizer, turn.prompt) for turn in turns]
+  texts, said = zip(
+    *(
+      parse.read(tokenizer, c, opened=opened[i // group_size])
+      for i, c in enumerate(sampled)
+    ),
+    strict=True,
+  )
   verdicts = score.many(
     [turn for turn in turns for _ in range(group_size)],
     [types.action_of(x) if isinstance(x, types.Message) else x for x in said],

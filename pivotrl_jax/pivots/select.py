@@ -13,6 +13,7 @@ from pivotrl_jax import types
 from pivotrl_jax.data import records
 
 RULES = ("difficult", "mixed", "random")
+MIN_STD = 1e-3
 # Rewards lie in [0, 1]; the variance of equal ones may round to 1e-34.
 _ALIKE = 1e-12
 
@@ -24,16 +25,19 @@ def keep(
   rule: str,
   threshold: float,
   keep_all_fail: bool,
+  min_std: float = MIN_STD,
 ) -> np.ndarray:
-  """Which candidates a rule keeps.
+  """Which candidates a rule keeps; never those without any verdict.
 
   Args:
-    means, variances: `[N]` of the profiles' rewards.
+    means, variances: `[N]` of the profiles' rewards; None or NaN where no
+      verdict could be had.
     rule: "difficult" (variance > 0 and mean < threshold), "mixed"
       (variance > 0) or "random" (all).
     threshold: lambda_diff of the difficult rule.
     keep_all_fail: the difficult rule as the released data look: mean <=
       threshold, those that never succeed included.
+    min_std: rewards whose std is not above it have no variance.
 
   Returns:
     `[N]` bool.
@@ -41,13 +45,14 @@ def keep(
   Raises:
     errors.InputError: an unknown rule.
   """
-  mixed = variances > _ALIKE
+  means, variances = (np.asarray(x, np.float64) for x in (means, variances))
+  mixed = variances > max(min_std**2, _ALIKE)
   if rule == "difficult":
     return means <= threshold if keep_all_fail else mixed & (means < threshold)
   if rule == "mixed":
     return mixed
   if rule == "random":
-    return np.ones(len(means), bool)
+    return ~np.isnan(means)
   raise errors.InputError(
     f"config.select: {rule!r}; expected one of {', '.join(RULES)}"
   )
@@ -61,12 +66,13 @@ def select(
   keep_all_fail: bool,
   seed: int,
   count: int,
+  min_std: float = MIN_STD,
 ) -> list[types.Pivot]:
   """The pivots, in the profiles' order.
 
   Args:
     profiles: of all candidates.
-    rule, threshold, keep_all_fail: see `keep`.
+    rule, threshold, keep_all_fail, min_std: see `keep`.
     seed: of the draw, where there are more than `count`.
     count: most pivots, a uniform sample; 0 keeps all.
   """
@@ -79,6 +85,7 @@ def select(
       rule=rule,
       threshold=threshold,
       keep_all_fail=keep_all_fail,
+      min_std=min_std,
     )
   )
   if count and len(chosen) > count:
@@ -100,6 +107,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     "rule": config.select,
     "threshold": config.pivots.threshold,
     "keep_all_fail": config.pivots.keep_all_fail,
+    "min_std": config.pivots.min_std,
   }
   pivots = select(profiles, **rule, seed=config.seed, count=config.pivots.count)
   kept = {p.candidate_id for p in pivots}
@@ -114,8 +122,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   if not pivots:
     raise errors.InputError(
       f"{path}: no pivot among {len(profiles)} candidates"
-      f" ({shown or 'empty file'}); expected at least 1:"
-      f" {_advice(config, counts)}"
+      f" ({shown or 'empty file'}){_commonest(profiles)}; expected at least 1:"
+      f" {_advice(config, counts, profiles)}"
     )
   records.write_jsonl(
     workdir / "pivots.jsonl", map(records.pivot_to_json, pivots)
@@ -132,16 +140,38 @@ def run(config: Any, workdir: pathlib.Path) -> None:
 
 def _reason(profile, rule):
   """Why a candidate is no pivot."""
+  if profile.mean is None:
+    return "no_verdict"
   mean, variance = np.array([profile.mean]), np.array([profile.variance])
   if keep(mean, variance, **rule)[0]:
     return "not_drawn"
-  if profile.variance <= _ALIKE:
+  if not keep(mean, variance, **rule | {"rule": "mixed"})[0]:
     return {0.0: "all_fail", 1.0: "all_pass"}.get(profile.mean, "all_alike")
   return "too_easy"
 
 
-def _advice(config, counts):
+def _commonest(profiles):
+  """What most samples that failed ended as, with its count."""
+  failed = collections.Counter(
+    reason
+    for p in profiles
+    for reward, reason in zip(p.rewards, p.reasons, strict=True)
+    if not reward
+  )
+  if not failed:
+    return ""
+  [(reason, count)] = failed.most_common(1)
+  total = sum(p.group_size for p in profiles)
+  return f"; {count} of {total} samples ended as {reason}"
+
+
+def _advice(config, counts, profiles):
   """The knob that brings back most of what was left out."""
+  reasons = [reason for p in profiles for reason in p.reasons]
+  if 2 * reasons.count("cut_off") > len(reasons):
+    return "raise config.rollout.max_tokens"
+  if counts["no_verdict"]:
+    return "see to config.verifier.judge.url and start again"
   if counts["too_easy"]:
     return "raise config.pivots.threshold or set config.select=mixed"
   if counts["all_fail"] and config.select == "difficult":
@@ -149,4 +179,6 @@ def _advice(config, counts):
       "raise config.profile.group_size or config.warm_start.steps, or set"
       " config.pivots.keep_all_fail=True"
     )
-  return "raise config.profile.group_size or config.profile.candidates"
+  if counts["all_alike"]:
+    return "raise config.profile.group_size or lower config.pivots.min_std"
+  return "raise config.profile.group_size or config.profile.trajectories"

@@ -33,6 +33,7 @@ def page(
       ("Success", tables.success(run)),
       ("Difference", tables.differences(run)),
       ("From trajectories to pivots", tables.funnel(run)),
+      ("Natural gradient", tables.natural(run)),
       ("Training", tables.training(run)),
     ],
     figures=[

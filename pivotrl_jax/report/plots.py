@@ -20,6 +20,19 @@ _CURVES = {
   "kl": ("ordering/kl", "KL to the starting policy, nats an action"),
   "heldout_tau": ("heldout/tau", "Kendall tau on held-out prompts"),
 }
+_SIDES = {"": _BLUE, "random_": _ORANGE}
+# Figure -> its label, and what it draws of pivots and of random turns.
+_NATURAL = {
+  "natural_norm": (
+    "natural-gradient norm of a group",
+    {"norm": "-", "predicted": ":"},
+  ),
+  "natural_reward": (
+    "natural-gradient norm in reward",
+    {"reward_norm": "-", "reward_std": ":"},
+  ),
+  "natural_captured": ("captured share, kappa", {"captured": "-"}),
+}
 
 
 def figures(run: tables.Run) -> dict[str, bytes]:
@@ -30,6 +43,9 @@ def figures(run: tables.Run) -> dict[str, bytes]:
   for name, (metric, label) in _CURVES.items():
     if any(metric in row for row in run.metrics):
       found[name] = _curve(run, metric, label)
+  for name, (label, drawn) in _NATURAL.items():
+    if any(f"natural/{key}" in row for row in run.metrics for key in drawn):
+      found[name] = _natural(run, label, drawn)
   if run.evals:
     found["success"] = _success(run)
   return found
@@ -40,10 +56,11 @@ def _histogram(run):
   size = run.profiles[0].group_size
   edges = (np.arange(size + 2) - 0.5) / size
   figure, axes = _axes("mean reward of a candidate", "candidates")
-  axes.hist([p.mean for p in run.profiles], edges, color=_GREY, rwidth=0.9)
+  judged = [p for p in run.profiles if p.mean is not None]
+  axes.hist([p.mean for p in judged], edges, color=_GREY, rwidth=0.9)
   kept = {p.candidate_id for p in run.pivots}
   axes.hist(
-      [p.mean for p in run.profiles if p.candidate_id in kept],
+      [p.mean for p in judged if p.candidate_id in kept],
       edges, color=_BLUE, rwidth=0.9, label="kept",
   )  # fmt: skip
   threshold = run.config["pivots"]["threshold"]
@@ -63,6 +80,24 @@ def _curve(run, metric, label):
   width = max(1, len(values) // 10)
   smooth = np.convolve(values, np.ones(width) / width, "valid")
   axes.plot(steps[width - 1 :], smooth, color=_BLUE, linewidth=2)
+  return _png(figure)
+
+
+def _natural(run, label, drawn):
+  """Pivots against random turns: measured lines, dotted what is predicted."""
+  figure, axes = _axes("step", label)
+  for side, turns in tables.NATURAL_SIDES.items():
+    for key, style in drawn.items():
+      name = f"natural/{side}{key}"
+      points = [(m["step"], m[name]) for m in run.metrics if name in m]
+      if points:
+        axes.plot(
+            *zip(*points, strict=True), style, marker="o", markersize=3,
+            color=_SIDES[side],
+            label=f"{turns}: {key.replace('_', ' ')}",
+        )  # fmt: skip
+  axes.set_ylim(bottom=0)
+  axes.legend(frameon=False, fontsize=8)
   return _png(figure)
 
 

@@ -118,7 +118,9 @@ def difference(run: Run, suite: str) -> tuple[int, float, float, float] | None:
 
 def funnel(run: Run) -> Table:
   """From trajectories to pivots."""
-  flat = [p for p in run.profiles if p.variance == 0]
+  least = run.config["pivots"]["min_std"] ** 2
+  judged = [p for p in run.profiles if p.mean is not None]
+  flat = [p for p in judged if p.variance <= least]
   count = max(1, len(run.profiles))
 
   def share(rows):
@@ -130,6 +132,7 @@ def funnel(run: Run) -> Table:
     ("profiled", str(len(run.profiles))),
     ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
     ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
+    *_missing(run.profiles),
     ("pivots kept", share(run.pivots)),
     *(
       (f"left out by {stage}: {reason}", str(n))
@@ -138,6 +141,12 @@ def funnel(run: Run) -> Table:
       )
     ),
   ]
+
+
+def _missing(profiles):
+  """A row for the samples that no verdict could be had on, if there are."""
+  count = sum(p.rewards.count(None) for p in profiles)
+  return [("samples without a verdict", str(count))] if count else []
 
 
 def training(run: Run) -> Table:
@@ -150,6 +159,32 @@ def training(run: Run) -> Table:
     first, last = values[:size], values[-size:]
     body.append((name, f"{np.mean(first):.4g}", f"{np.mean(last):.4g}"))
   return head, body
+
+
+# Prefix of a metric in `natural/` -> the turns it was measured at.
+NATURAL_SIDES = {"": "pivots", "random_": "random turns"}
+
+
+def natural(run: Run) -> Table:
+  """Natural-gradient norms, predictions and captured shares: means of all
+  measurements, at pivots and at random turns (Theorem 3.2).
+  """
+  body = []
+  for key, what in (
+    ("norm", "norm, of advantages"),
+    ("predicted", "predicted: rms of advantages"),
+    ("captured", "captured share"),
+    ("reward_norm", "norm, of rewards"),
+    ("reward_std", "predicted: std of rewards"),
+  ):
+    cells = []
+    for side in NATURAL_SIDES:
+      name = f"natural/{side}{key}"
+      values = [m[name] for m in run.metrics if name in m]
+      cells.append(f"{np.mean(values):.3f} ({len(values)})" if values else "-")
+    if cells != ["-"] * len(cells):
+      body.append((what, *cells))
+  return ("a group's", *NATURAL_SIDES.values()), body
 
 
 def markdown(table: Table) -> str:

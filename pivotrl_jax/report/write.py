@@ -49,6 +49,7 @@ def _markdown(found, figures):
     ("Success", tables.success(found)),
     ("Difference", tables.differences(found)),
     ("From trajectories to pivots", tables.funnel(found)),
+    ("Natural gradient", tables.natural(found)),
     ("Training", tables.training(found)),
   ):
     if table[1]:

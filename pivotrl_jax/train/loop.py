@@ -5,7 +5,7 @@ checkpoint is a `TrainState`, and a run that was killed ends in the bytes of
 one that was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
 import time
@@ -15,20 +15,25 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 
 from pivotrl_jax import compilations
+from pivotrl_jax import errors
+from pivotrl_jax import interrupt
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
-from pivotrl_jax.models import hf
+from pivotrl_jax.models import attention
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import metrics as metrics_lib
 from pivotrl_jax.train import monitor
+from pivotrl_jax.train import natural
+from pivotrl_jax.train import natural_log
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import state as state_lib
@@ -42,43 +47,79 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """pivots.jsonl -> checkpoints/, metrics.jsonl, tb/, export/."""
   policy = policy_lib.starting(config, workdir)
   t = config.train
-  tx = state_lib.optimizer(
-    learning_rate=t.learning_rate,
-    warmup_steps=t.warmup_steps,
-    weight_decay=t.weight_decay,
-    clip_norm=t.clip_norm,
-  )
+  tx = optimizer(config)
   state = state_lib.create(policy.params, tx)
   with (
     checkpoints.Checkpoints(
-      workdir / "checkpoints", keep=t.keep_checkpoints
+      workdir, keep=t.keep_checkpoints, policy=policy.version
     ) as saved,
     metrics_lib.MetricWriter(workdir) as writer,
   ):
-    state = saved.restore_latest(state)
-    first = int(state.step)
-    writer.truncate(first)
+    first, state = _first(t, saved, state)
+    writer.start(first)
     advance, state = METHODS[config.method](config, workdir, policy, tx, state)
-    bar = tqdm.tqdm(
-        range(first, t.steps), initial=first, total=t.steps,
-        desc="train", disable=None,
-    )  # fmt: skip
-    compiled = compilations.Compilations()
+    state = _steps(t, first, state, advance, saved, writer)
+  policy_lib.save(workdir / "export", policy, state.params)
+
+
+def _first(t, saved, state):
+  """The step and state to go on from: the newest, `init`, or `state`."""
+  found = saved.restore_latest(state)
+  if found is None and t.init:
+    found = checkpoints.restore(checkpoints.find(t.init), state)
+    # A copy, so that what the other run does next is no matter of this one.
+    saved.save(*found)
+  first, state = found or (0, state)
+  if first > t.steps:
+    raise errors.InputError(
+      f"--config.train.steps={t.steps}: {first} steps were taken; expected"
+      f" at least {first}, or --redo=train, or another --workdir"
+    )
+  return first, state
+
+
+def _steps(t, first, state, advance, saved, writer):
+  """Steps `first + 1` to `t.steps`; Stopped after the one a signal came in."""
+  bar = tqdm.tqdm(
+      range(first, t.steps), initial=first, total=t.steps,
+      desc="train", disable=None,
+  )  # fmt: skip
+  compiled = compilations.Compilations()
+  with interrupt.held():
     for index in bar:
       started = time.monotonic()
-      state, scalars = advance(state, index)
+      try:
+        state, scalars = advance(state, index)
+      except errors.InputError:  # The judge is gone: what was learnt is not.
+        if index > first and index % t.save_every:
+          writer.sync()
+          saved.save(index, state)
+        raise
       seconds = time.monotonic() - started
       compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, seconds=seconds)
       if (index + 1) % t.log_every == 0:
         _log(index + 1, scalars, seconds)
-      if (index + 1) % t.save_every == 0 or index + 1 == t.steps:
+      asked = interrupt.asked()
+      ends = index + 1 == t.steps or asked
+      if (index + 1) % t.save_every == 0 or ends:
+        writer.sync()
         saved.save(index + 1, state)
-  hf.save(
-    workdir / "export",
-    jax.device_get(state.params),
-    policy.hf_config,
-    policy.path,
+      if asked:
+        interrupt.check()
+  return state
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+  """Adam; a natural step keeps nothing of the steps before it."""
+  if config.optimizer == "natural":
+    return optax.identity()
+  t = config.train
+  return state_lib.optimizer(
+    learning_rate=t.learning_rate,
+    warmup_steps=t.warmup_steps,
+    weight_decay=t.weight_decay,
+    clip_norm=t.clip_norm,
   )
 
 
@@ -86,6 +127,8 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   """GRPO on single-turn rollouts at pivots."""
   pivots = load_pivots(workdir)
   turns = [rollouts.render_turn(policy.tokenizer, *pair) for pair in pivots]
+  others = load_turns(workdir, natural_log.random_turns(config, workdir))
+  other_turns = [rollouts.render_turn(policy.tokenizer, *o) for o in others]
   means = {
     p.candidate_id: p.mean
     for p in records.read_pivots(workdir / "pivots.jsonl")
@@ -97,11 +140,12 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     config, policy.config, temperature=config.rollout.temperature
   )
   step, state = _parallel(
-    config, policy, state, _grpo_step(config, log_probs_fn, tx)
+    config, policy, state, _grpo_step(config, policy, log_probs_fn, tx)
   )
+  probe, state = _parallel(config, policy, state, _probe(config, policy))
   score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
   engine.prepare(
-    [len(turn.prompt) for turn in turns],
+    [len(turn.prompt) for turn in turns + other_turns],
     sampling,
     prompts=config.rollout.pivots_per_step,
     rows=config.rollout.group_size,
@@ -116,60 +160,104 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       for i in range(per_step)
     ]
 
-  def expected(index):
-    # Actions are taken to be as long as the demonstrations.
-    for i in choose(index):
-      action = rollouts.render_demonstration(policy.tokenizer, *pivots[i])
-      length = min(len(action), config.rollout.max_tokens)
-      yield from [(turns[i].prompt, length)] * size
+  def plan(steps, turns):
+    """The shape of the groups of a few steps; `turns` are all there may be."""
+    return batches.plan(
+      [tuple(zip(*_expected(config, policy, s), strict=True)) for s in steps],
+      longest=max(len(turn.prompt) for turn in turns),
+      width=config.rollout.max_tokens,
+      **_layout(config),
+    )
 
-  shape = batches.plan(
-    [
-      tuple(zip(*expected(index), strict=True))
-      for index in range(batches.PLANNED)
-    ],
-    longest=max(len(turn.prompt) for turn in turns),
-    width=config.rollout.max_tokens,
-    **_layout(config),
-  )
+  planned = [[pivots[i] for i in choose(s)] for s in range(batches.PLANNED)]
+  shape = plan(planned, turns)
 
-  def advance(state, index):
-    engine.load(state.params, f"step {index}")
-    chosen = [turns[i] for i in choose(index)]
-    groups = rollouts.roll_out(
+  def roll_out(chosen, index, *, stage):
+    return rollouts.roll_out(
       engine,
       policy.tokenizer,
       chosen,
       group_size=size,
       sampling=sampling,
       seeds=(
-        seeds.row_seed(config.seed, "train", index, row)
-        for row in range(per_step * size)
+        seeds.row_seed(config.seed, stage, index, row)
+        for row in range(len(chosen) * size)
       ),
       score=score,
     )
+
+  count = config.train.natural_groups
+  log_natural = natural_log.NaturalLog(
+    config,
+    other_turns,
+    probe=probe,
+    shape=plan(
+      [
+        step[:count] + others[i * count :][:count]
+        for i, step in enumerate(planned)
+      ],
+      turns + other_turns,
+    ),
+    roll_out=functools.partial(roll_out, stage="natural"),
+  )
+  fisher_shape = plan([s[: config.natural.groups] for s in planned], turns)
+
+  def advance(state, index):
+    engine.load(state.params, f"step {index}")
+    chosen = [turns[i] for i in choose(index)]
+    groups = roll_out(chosen, index, stage="train")
+    tokens = engine.stats.sampled_tokens
+    score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
+    state, of_natural = log_natural(state, index, groups)
+    # NaN where no verdict could be had.
     rewards = np.array([g.rewards for g in groups], np.float32)
-    batch, places = _pack(config, groups, rewards, shape)
+    kept = _kept(config, groups)
+    batch, places = _pack(config, groups, rewards, kept, shape)
+    scalars = watch.rollouts(groups, rewards, batch, tokens) | of_natural
+    if not kept.any():
+      _log_nothing(index + 1, groups)
+      scalars |= dict.fromkeys(_STILL, 0.0)
+      state = state.replace(step=state.step + 1)
+      return state, scalars | watch.held_out(state.params)
     reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       batch = batch.replace(old_log_probs=score_batch(state.params, batch))
+    inputs = batch
+    if config.optimizer == "natural":
+      own = np.flatnonzero(kept.any(1))[: config.natural.groups]
+      of_fisher, _ = _pack(
+        config, [groups[i] for i in own], rewards[own], kept[own], fisher_shape
+      )
+      inputs = natural.NaturalBatch(batch, of_fisher)
+    updates = []
     for update in range(config.train.updates_per_batch):
-      state, metrics, branch = step(state, batch)
+      state, metrics, branch = step(state, inputs)
+      updates.append(metrics)
       if update == 0:
-        scalars, log_prob = metrics, branch["log_prob"]
-    host = jax.device_get((scalars, log_prob, reference_log_probs))
-    scalars = {f"train/{k}": float(v) for k, v in host[0].items()}
+        log_prob = branch["log_prob"]
+    host = jax.device_get((updates, log_prob, reference_log_probs))
+    scalars |= _over_updates(host[0])
     rows = host[1].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
-    tokens = engine.stats.sampled_tokens
-    scalars |= watch.rollouts(groups, rewards, batch, tokens)
     rho = np.array([means[t.candidate.id] for t in chosen])
-    scalars |= watch.ordering(rewards, rows, rows_ref, rho)
+    scalars |= watch.ordering(rewards, rows, rows_ref, rho, kept)
     return state, scalars | watch.held_out(state.params)
 
   return advance, state
+
+
+def _expected(config, policy, step):
+  """Rows of a step's groups: a prompt, and how long an action may be.
+
+  Actions are taken to be as long as the demonstrations.
+  """
+  for pair in step:
+    turn = rollouts.render_turn(policy.tokenizer, *pair)
+    action = rollouts.render_demonstration(policy.tokenizer, *pair)
+    length = min(len(action), config.rollout.max_tokens)
+    yield from [(turn.prompt, length)] * config.rollout.group_size
 
 
 def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
@@ -201,30 +289,86 @@ def load_pivots(
   workdir: pathlib.Path,
 ) -> list[tuple[types.Trajectory, types.Candidate]]:
   """The pivots of pivots.jsonl, each with its trajectory."""
+  pivots = records.read_pivots(workdir / "pivots.jsonl")
+  return load_turns(workdir, [p.candidate_id for p in pivots])
+
+
+def load_turns(
+  workdir: pathlib.Path, ids: Sequence[str]
+) -> list[tuple[types.Trajectory, types.Candidate]]:
+  """Candidates by their ids, each with its trajectory."""
   trajectories = {
     t.id: t for t in records.read_trajectories(workdir / "trajectories.jsonl")
   }
   candidates = {
     c.id: c for c in records.read_candidates(workdir / "candidates.jsonl")
   }
-  chosen = [
-    candidates[p.candidate_id]
-    for p in records.read_pivots(workdir / "pivots.jsonl")
-  ]
+  chosen = [candidates[i] for i in ids]
   return [(trajectories[c.trajectory_id], c) for c in chosen]
 
 
-def _pack(config, groups, rewards, shape):
+# What an update logs that did not take place.
+_STILL = ("train/loss", "train/grad_norm", "train/update_norm")
+
+
+def _over_updates(updates):
+  """`train/` scalars of a step: the mean over its updates, and the last's."""
+  scalars = {
+    f"train/{k}": float(np.mean([u[k] for u in updates], dtype=np.float64))
+    for k in updates[0]
+  }
+  if len(updates) > 1:
+    scalars |= {f"train/{k}_last": float(v) for k, v in updates[-1].items()}
+  return scalars
+
+
+def _kept(config, groups):
+  """`[B, G]` bool: the samples that the loss is on.
+
+  Those without a verdict are out, and with `cut_off=mask` those that were cut
+  off, which count in their group's mean and std all the same (overlong
+  filtering: DAPO, arXiv:2503.14476, section 3.4; so do NeMo RL and TRL).
+  """
+  mask = config.rollout.cut_off == "mask"
+  return np.array(
+    [
+      [
+        v.reward is not None and not (mask and c.finish == "length")
+        for c, v in zip(g.completions, g.verdicts, strict=True)
+      ]
+      for g in groups
+    ]
+  )
+
+
+def _log_nothing(step, groups):
+  reasons = [v.reason for g in groups for v in g.verdicts]
+  missing = sum(r is None for g in groups for r in g.rewards)
+  logging.warning(
+    "train: step %d learns nothing: of %d samples %d were cut off and %d have"
+    " no verdict; %s",
+    step, len(reasons), reasons.count("cut_off"), missing,
+    "see to config.verifier.judge.url" if 2 * missing > len(reasons)
+    else "raise config.rollout.max_tokens",
+  )  # fmt: skip
+
+
+def _pack(config, groups, rewards, kept, shape):
   """Groups -> TrainBatch, and where each row stands in it."""
   advantages = grpo.advantages(
-    jnp.asarray(rewards), estimator=config.train.advantage
+    jnp.asarray(rewards),
+    estimator=config.train.advantage,
+    valid=jnp.asarray(~np.isnan(rewards)),
+    min_std=config.train.min_std,
   )
   completions = [c for g in groups for c in g.completions]
   return batches.pack(
     batches.Rows(
       prompts=[g.turn.prompt for g in groups for _ in g.completions],
       actions=[c.ids for c in completions],
-      weights=_weights(config, [len(c.ids) for c in completions]),
+      weights=_weights(
+        config, [len(c.ids) for c in completions], kept.reshape(-1)
+      ),
       advantages=np.asarray(advantages).reshape(-1),
       sampler_log_probs=[c.log_probs for c in completions],
     ),
@@ -232,9 +376,10 @@ def _pack(config, groups, rewards, shape):
   )
 
 
-def _weights(config, lengths):
+def _weights(config, lengths, kept):
   """Loss weights of each action's tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
+  mask &= kept[:, None]
   weights = grpo.token_weights(
     jnp.asarray(mask, jnp.float32),
     norm=config.train.loss_norm,
@@ -253,23 +398,54 @@ def _layout(config):
   }
 
 
-def _grpo_step(config, log_probs_fn, tx):
-  t = config.train
-  return functools.partial(
-    step_lib.train_step,
-    loss_fn=functools.partial(
-      step_lib.grpo_loss,
-      log_probs_fn=log_probs_fn,
-      clip_low=t.clip_low,
-      clip_high=t.clip_high,
-      kl=t.kl,
-      kl_coef=t.kl_coef,
-      loss_norm=t.loss_norm,
-      importance_cap=t.importance_cap,
-      importance_floor=t.importance_floor,
-    ),
-    tx=tx,
+def _grpo_step(config, policy, log_probs_fn, tx):
+  t, n = config.train, config.natural
+  loss_fn = functools.partial(
+    step_lib.grpo_loss,
+    log_probs_fn=log_probs_fn,
+    clip_low=t.clip_low,
+    clip_high=t.clip_high,
+    kl=t.kl,
+    kl_coef=t.kl_coef,
+    loss_norm=t.loss_norm,
+    importance_cap=t.importance_cap,
+    importance_floor=t.importance_floor,
   )
+  if config.optimizer == "adam":
+    return functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx)
+  return functools.partial(
+    natural.train_step,
+    loss_fn=loss_fn,
+    model=_in_both_modes(config, policy),
+    chunk=t.logits_chunk,
+    temperature=config.rollout.temperature,
+    learning_rate=n.learning_rate,
+    damping=n.damping,
+    iterations=n.iterations,
+    max_kl=n.max_kl,
+    tries=n.tries,
+  )
+
+
+def _probe(config, policy):
+  """What measures scores along random directions."""
+  return functools.partial(
+    natural.project,
+    log_probs_fn=functools.partial(
+      step_lib.policy_log_probs,
+      _in_both_modes(config, policy),
+      chunk=config.train.logits_chunk,
+      temperature=config.rollout.temperature,
+    ),
+    seed=config.seed,
+    directions=config.train.natural_directions,
+  )
+
+
+def _in_both_modes(config, policy):
+  """The policy, differentiable in forward mode too."""
+  body = attention.in_both_modes(config.model.attention, config.model.dtype)
+  return sft.model(config, policy.config, body)
 
 
 def _parallel(config, policy, state, step):

@@ -1,16 +1,17 @@
 """What a step logs beyond its loss: signal, ordering, mismatch, drift."""
 
+import collections
 from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pivotrl_jax import seeds
 from pivotrl_jax.chat import render
-from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
 from pivotrl_jax.diagnostics import ordering
 from pivotrl_jax.diagnostics import signal
@@ -21,6 +22,15 @@ from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import step as step_lib
 
 Scalars = dict[str, float]
+_WINDOW, _DEAD_SHARE = 10, 0.9
+# Why a group teaches nothing -> what to turn.
+_KNOBS = {
+  "no_verdict": "see to config.verifier.judge.url",
+  "all_cut_off": "raise config.rollout.max_tokens",
+  "all_fail": "raise config.rollout.group_size or set config.select=difficult",
+  "all_pass": "lower config.pivots.threshold, or config.train.steps",
+  "all_alike": "lower config.train.min_std",
+}
 
 
 class Monitor:
@@ -41,6 +51,9 @@ class Monitor:
     self._score = jax.jit(functools.partial(_sequence_log_probs, log_probs_fn))
     self._watched, self._places = _watched(config, policy, engine)
     self._shape = (config.train.watch_prompts, config.train.watch_actions)
+    self._min_std = config.train.min_std
+    self._asks = bool(config.verifier.judge.url)
+    self._dead = DeadGroups()
     if self._watched is not None:
       self._start = self._watched_log_probs(jax.device_put(policy.params))
 
@@ -51,21 +64,39 @@ class Monitor:
     batch: batches.TrainBatch,
     tokens: int,
   ) -> Scalars:
-    """`rollout/` and `signal/` scalars of a step's groups."""
+    """`rollout/` and `signal/` scalars of a step's groups.
+
+    Args:
+      groups: what was sampled.
+      rewards: `[B, G]`, NaN where no verdict could be had.
+      batch: what of it is trained on.
+      tokens: sampled.
+    """
     completions = [c for g in groups for c in g.completions]
     reasons = [v.reason for g in groups for v in g.verdicts]
-    trackers = jax.device_get(signal.group_signal(jnp.asarray(rewards)))
-    return {
+    self._dead.add([dead(g, self._min_std) for g in groups])
+    trackers = jax.device_get(
+      signal.group_signal(
+        jnp.asarray(rewards),
+        jnp.asarray(~np.isnan(rewards)),
+        min_std=self._min_std,
+      )
+    )
+    scalars = {
       "rollout/reward_mean": float(trackers.pop("reward_mean")),
       "rollout/tokens": float(tokens),
       "rollout/action_tokens": float(
         np.mean([len(c.ids) for c in completions])
       ),
       "rollout/cut_off": reasons.count("cut_off") / len(reasons),
-      "rollout/padding": batches.padding_share(batch),
       **{f"signal/{k}": float(v) for k, v in trackers.items()},
       "signal/expected_gain": float(trackers["reward_std"]),
     }
+    if batch.mask.any():
+      scalars["rollout/padding"] = batches.padding_share(batch)
+    if self._asks:
+      scalars["rollout/no_verdict"] = float(np.isnan(rewards).mean())
+    return scalars
 
   def ordering(
     self,
@@ -73,6 +104,7 @@ class Monitor:
     log_probs: np.ndarray,
     start: np.ndarray,
     means: np.ndarray,
+    kept: np.ndarray,
   ) -> Scalars:
     """`ordering/` scalars: KL and log-ratio spread within each class.
 
@@ -80,21 +112,22 @@ class Monitor:
       rewards, log_probs, start: `[B, G]`; sequence log-probs under the
         policy that sampled and under the reference.
       means: `[B]` the profile's mean reward, rho.
+      kept: `[B, G]` bool, the samples that count.
 
     Returns:
       Means over the states that sampled what a figure needs.
     """
-    accept = jnp.asarray(rewards > 0)
+    accept, kept = jnp.asarray(rewards > 0), jnp.asarray(kept)
     now, before = jnp.asarray(log_probs), jnp.asarray(start)
     rho = signal.clip_mass(jnp.asarray(means), rewards.shape[1])
-    split = ordering.sampled_split(now, before, accept, rho)
+    split = ordering.sampled_split(now, before, accept, rho, kept)
     parts = {
       "kl": split["kl"],
       "kl_inside": split["inside"],
       "kl_outside": split["outside"],
       "jump": split["jump"],
     }
-    for name, side in (("inside", accept), ("outside", ~accept)):
+    for name, side in (("inside", accept & kept), ("outside", ~accept & kept)):
       parts[f"spread_{name}"] = jnp.where(
         side.sum(1) > 1, ordering.spread(now, before, side), jnp.nan
       )
@@ -142,6 +175,40 @@ class Monitor:
     return out
 
 
+class DeadGroups:
+  """Says in one line, with the cause, that most groups teach nothing."""
+
+  def __init__(self):
+    self._recent = collections.deque(maxlen=_WINDOW)
+
+  def add(self, causes: Sequence[str | None]) -> None:
+    """Takes up a step: of each of its groups what `dead` says."""
+    self._recent.append(causes)
+    causes = [cause for step in self._recent for cause in step]
+    why = collections.Counter(cause for cause in causes if cause)
+    if len(self._recent) < _WINDOW or why.total() < _DEAD_SHARE * len(causes):
+      return
+    logging.warning(
+      "train: %d of %d groups of the last %d steps teach nothing (%s): %s",
+      why.total(), len(causes), _WINDOW,
+      ", ".join(f"{n} {cause}" for cause, n in why.most_common()),
+      _KNOBS[why.most_common(1)[0][0]],
+    )  # fmt: skip
+    self._recent.clear()
+
+
+def dead(group: rollouts.Group, min_std: float) -> str | None:
+  """Why a group has no advantage, a key of `_KNOBS`; None where it has."""
+  rewards = np.array([r for r in group.rewards if r is not None])
+  if not rewards.size:
+    return "no_verdict"
+  if rewards.std() > min_std:
+    return None
+  if all(v.reason == "cut_off" for v in group.verdicts):
+    return "all_cut_off"
+  return {0.0: "all_fail", 1.0: "all_pass"}.get(rewards.mean(), "all_alike")
+
+
 def _sequence_log_probs(log_probs_fn, params, batch):
   log_probs = step_lib.score(log_probs_fn, params, batch)
   return jnp.where(batch.mask > 0, log_probs, 0.0).sum(-1)
@@ -162,7 +229,7 @@ def _watched(config, policy, engine):
     prompts,
     base.SamplingParams(
       max_tokens=config.rollout.max_tokens,
-      stop_ids=tokenizer_lib.stop_ids(policy.tokenizer),
+      stop_ids=policy.tokenizer.stop_ids,
     ),
     [seeds.row_seed(config.seed, "watch", i) for i in range(len(prompts))],
   )

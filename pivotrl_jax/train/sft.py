@@ -9,7 +9,6 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
@@ -19,7 +18,6 @@ from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import parallel
@@ -30,7 +28,7 @@ from pivotrl_jax.train import step as step_lib
 def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
   """First trajectories of candidates.jsonl -> warm_start/ (Hugging Face)."""
   warm = config.warm_start
-  policy = policy_lib.load(pathlib.Path(config.model.path or policy_lib.MINI))
+  policy = policy_lib.load(policy_lib.starting_path(config), config)
   demonstrations = load_demonstrations(
     config, workdir, policy.tokenizer, most=warm.trajectories
   )
@@ -59,12 +57,7 @@ def run_warm_start(config: Any, workdir: pathlib.Path) -> None:
       "warm start: %d steps on %d trajectories, loss %.3f",
       warm.steps, len(demonstrations), metrics["loss"],
   )  # fmt: skip
-  hf.save(
-    workdir / policy_lib.WARM_START,
-    jax.device_get(state.params),
-    policy.hf_config,
-    policy.path,
-  )
+  policy_lib.save(workdir / policy_lib.WARM_START, policy, state.params)
 
 
 # One turn: prompt ids, action ids.
@@ -90,6 +83,13 @@ def load_demonstrations(
         config, tokenizer, trajectory, wanted[trajectory.id]
       )
       found[trajectory.id] = turns
+  count = sum(len(wanted[name]) for name in names)
+  fit = sum(map(len, found.values()))
+  if fit < count:
+    logging.warning(
+        "%d of %d demonstrations are over data.max_prompt_tokens=%d",
+        count - fit, count, config.data.max_prompt_tokens,
+    )  # fmt: skip
   kept = [found[name] for name in names if found[name]]
   if not kept:
     raise errors.InputError(
@@ -177,12 +177,17 @@ def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
   """`(params, micro) -> log-probs, entropies` of the policy of a run."""
   return functools.partial(
     step_lib.policy_log_probs,
-    qwen3.Qwen3(
-      shape,
-      dtype=jnp.dtype(config.model.dtype),
-      remat=config.model.remat,
-      attention=config.model.attention,
-    ),
+    model(config, shape, config.model.attention),
     chunk=config.train.logits_chunk,
     temperature=temperature,
+  )
+
+
+def model(config: Any, shape: qwen3.Config, attention: str) -> qwen3.Qwen3:
+  """The policy of a run; `attention` is one of `attention.BODIES`."""
+  return qwen3.Qwen3(
+    shape,
+    dtype=jnp.dtype(config.model.dtype),
+    remat=config.model.remat,
+    attention=attention,
   )

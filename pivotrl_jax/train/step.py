@@ -43,19 +43,10 @@ def train_step(
     The next state; metrics, each a sum divided by "weight", with "grad_norm"
     and "update_norm"; and rows `[M, B, N]` under the old parameters.
   """
-
-  def one(micro):
-    grad, (sums, rows) = jax.grad(loss_fn, has_aux=True)(state.params, micro)
-    return (grad, sums), rows
-
-  (grads, sums), rows = over_micro_batches(one, batch)
-  if axis_name is not None:
-    grads, sums = jax.lax.psum((grads, sums), axis_name)
-  weight = jnp.maximum(sums.pop("weight"), 1e-9)
-  grads = jax.tree.map(lambda x: x / weight, grads)
+  grads, metrics, rows = gradients(
+    state.params, batch, loss_fn=loss_fn, axis_name=axis_name
+  )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  metrics = {name: value / weight for name, value in sums.items()}
-  metrics["grad_norm"] = optax.tree.norm(grads)
   metrics["update_norm"] = optax.tree.norm(updates)
   params = optax.apply_updates(state.params, updates)
   return (
@@ -63,6 +54,34 @@ def train_step(
     metrics,
     rows,
   )
+
+
+def gradients(
+  params: Any,
+  batch: batches.TrainBatch,
+  *,
+  loss_fn: Callable[..., Any],
+  axis_name: str | None = None,
+) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
+  """The gradient of all micro-batches; see `train_step`.
+
+  Returns:
+    The gradient; metrics, each a sum divided by "weight", with "grad_norm";
+    and rows `[M, B, N]`.
+  """
+
+  def one(micro):
+    grad, (sums, rows) = jax.grad(loss_fn, has_aux=True)(params, micro)
+    return (grad, sums), rows
+
+  (grads, sums), rows = over_micro_batches(one, batch)
+  if axis_name is not None:
+    grads, sums = jax.lax.psum((grads, sums), axis_name)
+  weight = jnp.maximum(sums.pop("weight"), 1e-9)
+  grads = jax.tree.map(lambda x: x / weight, grads)
+  metrics = {name: value / weight for name, value in sums.items()}
+  metrics["grad_norm"] = optax.tree.norm(grads)
+  return grads, metrics, rows
 
 
 def over_micro_batches(
@@ -124,26 +143,51 @@ def policy_log_probs(
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies `[B, N, A]` of the action tokens of tries."""
-  branch, targets, layout = branch_inputs(micro)
-  width = micro.actions.shape[-1]
-  hidden = model.apply(
-    {"params": params}, micro.tries, branch, layout, reach=width - 1
-  )
+  hidden, unembed, targets = policy_outputs(model, params, micro)
   found = logprobs.token_log_probs(
-    hidden.reshape(-1, hidden.shape[-1]),
-    qwen3.unembedding(params, model.config),
-    targets.reshape(-1),
+    hidden,
+    unembed,
+    targets,
     chunk=chunk,
     temperature=temperature,
   )
-  trees = jnp.arange(len(branch))[:, None]
+  lines = jnp.arange(len(micro.places))[:, None]
 
   def back(x):
-    out = jnp.zeros((len(branch), micro.actions[0].size), x.dtype)
-    out = out.at[trees, micro.places].set(x.reshape(branch.shape), mode="drop")
+    out = jnp.zeros((len(lines), micro.actions[0].size), x.dtype)
+    out = out.at[lines, micro.places].set(
+      x.reshape(micro.places.shape), mode="drop"
+    )
     return out.reshape(micro.actions.shape)
 
   return jax.tree.map(back, found)
+
+
+def policy_outputs(
+  model: qwen3.Qwen3, params: Any, micro: batches.TrainBatch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Hidden states `[B * S, D]` of the action tokens in the order of
+  `micro.places`, the matrix `[D, V]` to their logits, and the tokens `[B * S]`.
+  """
+  branch, targets, layout = branch_inputs(micro)
+  hidden = model.apply(
+    {"params": params},
+    micro.tries,
+    branch,
+    layout,
+    reach=micro.actions.shape[-1] - 1,
+  )
+  unembed = qwen3.unembedding(params, model.config)
+  return hidden.reshape(-1, hidden.shape[-1]), unembed, targets.reshape(-1)
+
+
+def token_weights(micro: batches.TrainBatch) -> jax.Array:
+  """`micro.mask` `[B * S]` in the order of `micro.places`, 0 on padding."""
+  flat = micro.mask.reshape(len(micro.mask), -1)
+  found = jnp.take_along_axis(
+    flat, micro.places, axis=1, mode="fill", fill_value=0.0
+  )
+  return found.reshape(-1)
 
 
 def branch_inputs(

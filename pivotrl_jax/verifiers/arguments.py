@@ -33,6 +33,12 @@ def decode(text: str) -> Any:
     return UNREADABLE
 
 
+def of_call(text: str) -> Any:
+  """`decode` of a call's arguments; none at all and null are an empty object."""
+  value = decode(text) if text.strip() else {}
+  return {} if value is None else value
+
+
 def too_large(text: str) -> bool:
   """Whether `text` may be JSON, but of sizes that Python will not read."""
   try:

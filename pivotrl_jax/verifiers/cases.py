@@ -119,13 +119,13 @@ def _label(name, case, row, setting):
 
 
 def _with_text(label, setting):
-  """A call whose arguments may be an object, or in the original nothing."""
-  given = label.get("arguments", {} if setting == "compat" else None)
-  return (
-    {**label, "arguments": json.dumps(given)}
-    if isinstance(given, dict)
-    else label
-  )
+  """A call whose arguments may be an object; else the original takes none."""
+  given = label.get("arguments")
+  if setting == "compat" and not isinstance(given, (str, dict)):
+    given = {}
+  if not isinstance(given, dict):
+    return label
+  return {**label, "arguments": json.dumps(given)}
 
 
 def _decoded(row):

@@ -5,7 +5,7 @@ it said nothing. `Unavailable` means that it could not be asked. Answers are
 cached by content, one small file each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import itertools
 import json
@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx2
 import tenacity
-from transformers import PreTrainedTokenizerBase
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
@@ -87,14 +86,20 @@ def ask(
   candidate: str,
   config: Mapping[str, Any],
   details: Mapping[str, Any],
+  setting: str,
 ) -> types.Verdict:
   """The judge's verdict, in both orders where `check_twice_swap` says so.
+
+  A judge that cannot be asked, or that says neither label, gives no reward,
+  unless `judge_fallback_reward` is set. In "compat" an answer without a label
+  is 0, as in the original, which scores no rollout whose judge failed.
 
   Args:
     judge: who is asked.
     gold, candidate: the two answers.
     config: the terminus options.
     details: findings so far, handed on.
+    setting: "default" or "compat".
 
   Raises:
     InputError: no judge.
@@ -108,17 +113,17 @@ def ask(
   orders = [(gold, candidate, "judge_parsing_failed")]
   if config["check_twice_swap"]:
     orders.append((candidate, gold, "judge_swap_parsing_failed"))
+  without = config["judge_fallback_reward"]
+  babbled = 0.0 if without is None and setting == "compat" else without
   for i, (left, right, babble) in enumerate(orders):
     found = {**details, "judge_calls": i + 1}
     try:
       equal = verdict(judge(question(left, right, *labels)), *labels)
     except Unavailable as error:
       found["judge_error"] = str(error)
-      return types.Verdict(
-        config["judge_fallback_reward"], "judge_unavailable", found
-      )
+      return types.Verdict(without, "judge_unavailable", found)
     if equal is None:
-      return types.Verdict(config["judge_fallback_reward"], babble, found)
+      return types.Verdict(babbled, babble, found)
     if not equal:
       reward = config["reward_if_swap_fails"] if i else 0.0
       return types.Verdict(reward, "judge_not_equivalent", found)
@@ -139,6 +144,7 @@ class Endpoint:
     retries: int = 3,
     concurrency: int = 8,
     max_tokens: int = 1024,
+    labels: Sequence[str] = ("[[A=B]]", "[[A!=B]]"),
   ):
     """Asks nothing yet.
 
@@ -151,13 +157,15 @@ class Endpoint:
       retries: further attempts after transport errors, 429 and 5xx.
       concurrency: most requests at once.
       max_tokens: of an answer.
+      labels: an answer without any of them is no verdict and is not kept, so
+        that the question will be asked again.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     self._client = httpx2.Client(
       base_url=url.rstrip("/"), headers=headers, timeout=timeout
     )
     self._model, self._cache = model, cache
-    self._max_tokens = max_tokens
+    self._max_tokens, self._labels = max_tokens, tuple(labels)
     self._slots = threading.BoundedSemaphore(concurrency)
     self._post = tenacity.Retrying(
       stop=tenacity.stop_after_attempt(retries + 1),
@@ -177,14 +185,20 @@ class Endpoint:
     name = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     path = self._cache / f"{name}.json"
     if path.exists():
-      return json.loads(path.read_text())["answer"]
+      kept = json.loads(path.read_text())["answer"]
+      if self._decides(kept):
+        return kept
     with self._slots:
       try:
         answer = self._post(body)
       except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
-    _store(path, {"answer": answer})
+    if self._decides(answer):
+      _store(path, {"answer": answer})
     return answer
+
+  def _decides(self, answer):
+    return answer is not None and any(x in answer for x in self._labels)
 
   def _once(self, body):
     response = self._client.post("/chat/completions", json=body)
@@ -201,12 +215,12 @@ class FromEngine:
   def __init__(
     self,
     engine: base.Engine,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: tokenizer_lib.Tokenizer,
     max_tokens: int = 1024,
   ):
     self._engine, self._tokenizer = engine, tokenizer
     self._sampling = base.SamplingParams(
-      max_tokens, tokenizer_lib.stop_ids(tokenizer), temperature=0.0
+      max_tokens, tokenizer.stop_ids, temperature=0.0
     )
     self._lock = threading.Lock()
 
@@ -214,7 +228,11 @@ class FromEngine:
     ids = render.prompt_ids(self._tokenizer, (types.Message("user", text),), ())
     with self._lock:
       [completion] = self._engine.sample([ids], self._sampling, [0])
-    _, said = parse.read(self._tokenizer, completion)
+    _, said = parse.read(
+      self._tokenizer,
+      completion,
+      opened=render.opens_thinking(self._tokenizer, ids),
+    )
     return said.content if isinstance(said, types.Message) else None
 
 

@@ -3,7 +3,8 @@
   python -m pivotrl_jax.verifiers.score --input=cases.jsonl --output=scored.jsonl
 
 A line in, a line out, in order; a case that cannot be read gets reward 0 and
-the reason why. Memory does not grow with the input.
+the reason why, one whose judge gave no verdict gets reward null. Memory does
+not grow with the input.
 """
 
 import collections
@@ -109,15 +110,26 @@ def _score_chunk(lines):
 
 
 def main(_):
-  source, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
+  source = pathlib.Path(_INPUT.value).expanduser()
+  output = pathlib.Path(_OUTPUT.value).expanduser()
   judge = None
   if _JUDGE_URL.value:
     judge = {
       "url": _JUDGE_URL.value,
       "model": _JUDGE_MODEL.value,
       "key": os.environ.get(judge_lib.KEY_VARIABLE, ""),
-      "cache": pathlib.Path(_JUDGE_CACHE.value or f"{output}.judge"),
+      "cache": pathlib.Path(
+        _JUDGE_CACHE.value or f"{output}.judge"
+      ).expanduser(),
     }
+  missing = 0
+
+  def counted(rows):
+    nonlocal missing
+    for row in rows:
+      missing += json.loads(row)["reward"] is None
+      yield row
+
   try:
     lines = (line for _, line in records.read_lines(source))
     scored = score_lines(
@@ -125,10 +137,16 @@ def main(_):
       workers=_WORKERS.value or os.cpu_count() or 1,
       judge=judge,
     )
-    count = records.write_text(output, scored)
+    count = records.write_text(output, counted(scored))
   except errors.InputError as error:
     sys.exit(f"score: {error}")
-  logging.info("%d verdicts in %s", count, output)
+  logging.info("%d verdicts in %s", count - missing, output)
+  if missing:
+    logging.warning(
+      "%d cases without a verdict: the judge could not be asked or gave none;"
+      " the same command asks again for these alone",
+      missing,
+    )
 
 
 if __name__ == "__main__":

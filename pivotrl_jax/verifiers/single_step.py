@@ -45,7 +45,7 @@ def verify(
   if len(wanted) == len(made) == 1:
     reason = table[0][0]
     return types.Verdict(float(reason is None), reason or "expected_tool_call")
-  if any(arguments.too_large(call.arguments) for call in made):
+  if any(_unreadable(e, g, setting) for e in wanted for g in made):
     return types.Verdict(0.0, "arguments_decode_error")
   alone = demonstration.type == "function_call"
   return _several(table, len(made), alone, config, setting)
@@ -60,8 +60,8 @@ def compare(
   """Why a call is not the expected one; None where it is."""
   if want.name != got.name:
     return "unexpected_tool"
-  expected = arguments.decode(want.arguments)
-  made = arguments.decode(got.arguments)
+  read = _reader(setting)
+  expected, made = read(want.arguments), read(got.arguments)
   if arguments.UNREADABLE in (expected, made):
     return "arguments_decode_error"
   return arguments.mismatch(
@@ -70,6 +70,19 @@ def compare(
     tolerance=config["floating_point_comparison_threshold"],
     words=config["word_count_similarity_threshold"],
     setting=setting,
+  )
+
+
+def _reader(setting):
+  """What decodes arguments; in the original no text is no object."""
+  return arguments.of_call if setting == "default" else arguments.decode
+
+
+def _unreadable(want, got, setting):
+  """Whether comparing two calls of several ends all: a broken label does."""
+  return want.name == got.name and (
+    arguments.too_large(got.arguments)
+    or _reader(setting)(want.arguments) is arguments.UNREADABLE
   )
 
 

@@ -31,7 +31,7 @@ def _canonical(action):
 
 
 def _value(text):
-  value = arguments.decode(text)
+  value = arguments.of_call(text)
   if value is arguments.UNREADABLE:
     return text
   return json.dumps(value, sort_keys=True)

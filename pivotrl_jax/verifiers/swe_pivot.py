@@ -68,7 +68,9 @@ _MORE_PATH_KEYS = (*_PATH_KEYS, "filePath", "filepath", "target_file")
 _OLD_KEYS = ("old_str", "old_string", "oldString")
 _NEW_KEYS = ("new_str", "new_string", "newString")
 _CONTENT_KEYS = ("patch", "diff", "content", "file_text", "input")
+_SIZED_KEYS = ("new_str", "patch", "diff", "content", "file_text")
 _PATTERN_KEYS = ("pattern", "query", "regex", "search_term", "glob")
+_LAST_LINE = 10**9
 _PREFIX = 2000  # Characters that the original compares.
 _PLAIN = re.compile(r"[\w./\- ]+")
 _PATHS = re.compile(
@@ -103,7 +105,11 @@ def verify(
   kind = _kind(want.name, got.name)
   if kind is None:
     return types.Verdict(0.0, "tool_name_mismatch")
-  e, g = (_arguments(call, kind, mended) for call in (want, got))
+  if mended:
+    e, g = (_arguments(call) for call in (want, got))
+  else:
+    e = _arguments_compat(want, _looked_up(kind, config))
+    g = _arguments_compat(got, _looked_up(kind, config) + _sized(kind, config))
   if mended and e == {} and g is None:
     g = {}  # Nothing was to be said.
   if g is None or e is None:
@@ -125,11 +131,7 @@ def _verdict(kind, e, g, score, config, mended):
   reward = float(score >= full)
   if config["reward_mode"] != "binary" and least <= score < full:
     reward = 0.5 + 0.5 * (score - least) / (full - least)
-  if (
-    config["reward_mode"] == "continuous"
-    and kind == "edit"
-    and (config["enable_diff_size_shaping"])
-  ):
+  if kind == "edit" and _shaped(config):
     size = 0 if mended and e == g else len(_content(g, mended))
     penalty = config["diff_size_alpha"] * min(size / 500, 1.0)
     details["diff_size_penalty"] = penalty
@@ -185,21 +187,59 @@ def _kind(want, got):
   return left if left == right != "unknown" else None
 
 
-def _arguments(call, kind, mended):
+def _arguments(call):
   """The arguments' object; None where the call cannot count."""
+  value = args_lib.of_call(call.arguments)
+  return value if isinstance(value, dict) else None
+
+
+def _arguments_compat(call, keys):
+  """The object that the original goes on with; None where it fails.
+
+  It looks keys up in whatever was decoded: a list or string without them
+  passes as empty, one with them and all else makes it fail. What no level
+  looks into passes whatever it is.
+
+  Args:
+    call: whose arguments.
+    keys: those looked up, `_METHODS` among them where an object is needed.
+  """
   value = args_lib.decode(call.arguments)
   if isinstance(value, dict):
     return value
-  if mended:
-    return None
   if value is args_lib.UNREADABLE:
+    return None if args_lib.too_large(call.arguments) else {}
+  if not keys:
     return {}
-  # The original looks keys up in whatever was decoded: a list or string
-  # without them passes as empty, and all else makes it fail.
-  keys = ("command", "cmd") if kind == "bash" else _PATH_KEYS
-  if not isinstance(value, (list, str)) or kind == "edit":
+  if not isinstance(value, (list, str)) or _METHODS in keys:
     return None
   return None if any(key in value for key in keys) else {}
+
+
+_METHODS = object()
+
+
+def _looked_up(kind, config):
+  """The keys that the original's levels 1 and 2 look up in arguments."""
+  target, similar = (
+    config["enable_target_match"],
+    config["enable_argument_similarity"],
+  )
+  if kind in ("search", "read"):
+    return _PATH_KEYS if target else ()
+  keys = {"edit": (_METHODS,), "bash": ("command", "cmd")}.get(kind, ())
+  return keys if target or similar else ()
+
+
+def _sized(kind, config):
+  """The keys that its level 4 looks up in the model's arguments."""
+  return _SIZED_KEYS if kind == "edit" and _shaped(config) else ()
+
+
+def _shaped(config):
+  return (
+    config["reward_mode"] == "continuous" and config["enable_diff_size_shaping"]
+  )
 
 
 def _target(kind, e, g, mended):
@@ -282,15 +322,31 @@ def _covers(e, g):
 
 
 def _covers_compat(e, g):
-  want, got = _range(e, whole=-1), _range(g, whole=-1)
-  if want is None or got is None:
-    return True
-  shared = max(0, min(want[1], got[1]) - max(want[0], got[0]))
-  return shared / max(1, want[1] - want[0]) >= 0.8
+  try:
+    want, got = _range_compat(e), _range_compat(g)
+    if want is None or got is None:
+      return True
+    shared = max(0, min(want[1], got[1]) - max(want[0], got[0]))
+    return shared / max(1, want[1] - want[0]) >= 0.8
+  except OverflowError:  # Infinity as a line: there the original fails.
+    return False
 
 
-def _range(values, *, whole=10**9):
-  """(start, end) of a view, an end of -1 read as `whole`; None without one."""
+def _range_compat(values):
+  """(start, end) as the original reads a view's range, or None."""
+  span = values.get("view_range")
+  if isinstance(span, str):
+    span = args_lib.decode(span)
+  if not isinstance(span, list) or len(span) != 2:
+    return None
+  try:
+    return int(span[0]), int(span[1])
+  except (TypeError, ValueError):
+    return None
+
+
+def _range(values):
+  """(start, end) of a view, -1 being the last line; None without one."""
   span = values.get("view_range")
   if isinstance(span, str):
     span = args_lib.decode(span)
@@ -300,7 +356,7 @@ def _range(values, *, whole=10**9):
     start, end = (int(x) for x in span)
   except (TypeError, ValueError, OverflowError):
     return None
-  return start, whole if end == -1 else end
+  return start, _LAST_LINE if end == -1 else end
 
 
 def _similarity(kind, e, g, config, mended):

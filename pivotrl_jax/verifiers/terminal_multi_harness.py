@@ -170,7 +170,8 @@ def _declared(tools):
 
 def _compare(want, got, schemas, rules, terms):
   """Why `got` is not `want`; None where it is."""
-  e, g = arguments.decode(want.arguments), arguments.decode(got.arguments)
+  read = arguments.of_call if terms.mended else arguments.decode
+  e, g = read(want.arguments), read(got.arguments)
   if arguments.UNREADABLE in (e, g):
     return "arguments_decode_error"
   if not isinstance(e, dict) or not isinstance(g, dict):

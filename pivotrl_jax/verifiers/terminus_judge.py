@@ -2,8 +2,8 @@
 
 The behaviour of NeMo Gym's terminus_judge ("compat"), and the same with its
 defects mended ("default"): thinking ends outside the JSON only, completion
-flags agree both ways, similarity has no junk heuristic, and a dead judge
-gives a verdict that says so.
+flags agree both ways, similarity has no junk heuristic, and a judge that
+gives no verdict gives no reward.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,8 @@ DEFAULTS = {
   "reward_if_swap_fails": 0.0,
   "judge_equal_label": "[[A=B]]",
   "judge_not_equal_label": "[[A!=B]]",
-  "judge_fallback_reward": 0.0,
+  # What a judge's silence earns; None: it is no reward and counts for nothing.
+  "judge_fallback_reward": None,
 }
 _END_THINK = "</think>"
 _DECODER = json.JSONDecoder()
@@ -156,7 +157,7 @@ def _compare(wanted, text, expected, answer, config, setting, row, judge):
       return types.Verdict(0.0, "string_similarity_below_threshold", details)
   if not config["enable_llm_judge"]:
     return types.Verdict(1.0, "none", details)
-  return judge_lib.ask(judge, wanted, text, config, details)
+  return judge_lib.ask(judge, wanted, text, config, details, setting)
 
 
 def _object(text):

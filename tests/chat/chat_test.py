@@ -32,7 +32,7 @@ def test_prefixes_of_an_episode_nest_and_actions_continue_them(tokenizer):
     prefix = trajectory.messages[:i]
     prompts.append(render.prompt_ids(tokenizer, prefix, trajectory.tools))
     action = render.action_ids(tokenizer, prefix, message, trajectory.tools)
-    assert action[-1] in tokenizer_lib.stop_ids(tokenizer)
+    assert action[-1] in tokenizer.stop_ids
     said = parse.parse(render.completion_text(tokenizer, action))
     assert types.action_of(said) == types.action_of(
       types.Message(
@@ -92,6 +92,58 @@ def test_golden():
   )  # fmt: skip
 
 
+_CALL = '<tool_call>{"name": "f", "arguments": {"a": "%s"}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "reasoning", "said"),
+    [
+        # Reasoning may quote a call, whoever opened it.
+        (f"or {_CALL % 1}?\n</think>\n\n{_CALL % 2}", False, True, "2"),
+        (f"or {_CALL % 1}?\n</think>\n\n{_CALL % 2}", True, True, "2"),
+        (f"<think>or {_CALL % 1}?</think>{_CALL % 2}", False, True, "2"),
+        (f"{_CALL % 1}\n</think>\n\n{_CALL % 2}", True, True, "2"),
+        # It may quote its own end.
+        ("a </think> b</think>c", True, True, "c"),
+        ("<think>a </think> b</think>c", False, True, "c"),
+        # An end of thinking in an argument ends nothing.
+        (_CALL % "</think>", False, False, "</think>"),
+        (f"a</think>{_CALL % '</think>'}", True, True, "</think>"),
+        (f"a</think>{_CALL % '</think>'}", False, True, "</think>"),
+        (f"<think>a</think>{_CALL % '</think>'}", False, True, "</think>"),
+        # An opened block that never ends is no turn, JSON or not.
+        ("only thoughts", True, None, "unclosed_think"),
+        ('{"a": 1}', True, None, "unclosed_think"),
+        (_CALL % "</think>", True, None, "unclosed_think"),
+        # A broken call does not become a message by what it holds.
+        ('<tool_call>{"a": "</think>"} x', False, None, "unclosed_tool_call"),
+        ("a <think> b </think> c", False, None, "stray_markup"),
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_what_is_reasoning(text, opened, reasoning, said):
+  found = parse.parse(text, opened=opened)
+  if reasoning is None:
+    assert found == types.ParseFailure(said, text)
+    return
+  assert (found.reasoning is not None) == reasoning
+  if found.tool_calls:
+    (call,) = found.tool_calls
+    assert json.loads(call.arguments) == {"a": said}
+    assert not found.content
+  else:
+    assert found.content == said
+
+
+@pytest.mark.parametrize(
+  ("written", "arguments"),
+  [('""', ""), ("null", "{}"), ("{}", "{}"), ('"{}"', "{}")],
+)
+def test_arguments_that_are_none(written, arguments):
+  text = f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>'
+  assert parse.parse(text).tool_calls == (types.ToolCall("f", arguments),)
+
+
 _JSON = st.recursive(
   st.none() | st.booleans() | st.integers() | st.text(max_size=8),
   lambda inner: (
@@ -141,10 +193,14 @@ def test_parse_inverts_writing(content, calls):
         + "9" * 100_000 + "}}</tool_call>",
         "\ud800<tool_call>" * 10_000,
         '"arguments": {' * 10_000,
+        "<tool_call></think>" * 10_000 + "</tool_call>",
+        "<tool_call></think></tool_call>" * 10_000,
+        "</think>" * 50_000,
     ],
-    ids=range(6),
+    ids=range(9),
 )  # fmt: skip
 def test_hostile_output_is_read_quickly(text):
-  started = time.monotonic()
+  started = time.process_time()
   parse.parse(text)
-  assert time.monotonic() - started < 0.1
+  parse.parse(text, opened=True)
+  assert time.process_time() - started < 0.2

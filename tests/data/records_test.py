@@ -75,11 +75,15 @@ def test_candidate_profile_and_pivot_survive_json(tmp_path):
   profile = types.Profile(
     "t/1", "abc", 2, (1.0, 0.0), ("ok", "no"), 0.5, 0.25, ("a", "\ud800")
   )
+  silent = types.Profile(
+    "t/1", "abc", 2, (None, None), ("ok", "no"), None, None, ("a", "b")
+  )
   pivot = types.Pivot("t/1", 0.5, 0.25, "difficult")
   path = tmp_path / "rows.jsonl"
   for value, to_json, read in (
     (candidate, records.candidate_to_json, records.read_candidates),
     (profile, records.profile_to_json, records.read_profiles),
+    (silent, records.profile_to_json, records.read_profiles),
     (pivot, records.pivot_to_json, records.read_pivots),
   ):
     records.write_jsonl(path, [to_json(value)])

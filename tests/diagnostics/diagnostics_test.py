@@ -26,6 +26,13 @@ class SignalTest(parameterized.TestCase):
     self.assertAlmostEqual(float(got["reward_variance"]), 1 / 6, places=6)
     self.assertAlmostEqual(float(got["reward_mean"]), 0.5, places=6)
 
+  def test_a_spread_that_does_not_count(self):
+    # Stds 3.3e-5 and .25.
+    rewards = jnp.array([[0.3] * 7 + [0.3001], [0.0] * 4 + [0.5] * 4])
+    for min_std, want in ((0.0, 0.0), (1e-3, 0.5), (0.25, 1.0)):
+      got = signal.group_signal(rewards, min_std=min_std)
+      self.assertEqual(float(got["zero_variance"]), want)
+
   def test_equal_rewards_have_no_variance(self):
     got = signal.group_signal(jnp.full((3, 7), 0.1))
     self.assertEqual(float(got["zero_variance"]), 1.0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pivotrl_jax.evaluation import intervals
 
@@ -28,6 +29,36 @@ def test_paired_difference():
   )
   with pytest.raises(ValueError, match="1 and 2 tasks"):
     intervals.paired_difference(np.zeros(1), np.zeros(2))
+
+
+def test_crossed_mean():
+  # Seeds 1, 0 and 3, 2: means 1/2, 5/2; tasks 2, 1; mean 3/2. MS of seeds
+  # 2 * 2 = 4, of tasks 2 * 1/2 = 1, no rest: variance (4 + 1) / 4, degrees
+  # 25 / (16 + 1) = 1.4706; t = 6.1754 (scipy), half 6.1754 * sqrt(1.25).
+  mean, low, high = intervals.crossed_mean(np.array([[1, 0], [3, 2]]))
+  assert mean == 1.5
+  half = stats.t.ppf(0.975, 25 / 17) * np.sqrt(1.25)
+  assert high - mean == pytest.approx(mean - low) == pytest.approx(half)
+  # One seed: the t interval over tasks. Mean 1/2, sd .57735, t_3 = 3.1824.
+  mean, low, high = intervals.crossed_mean(np.array([[1, 0, 1, 0]]))
+  assert high - mean == pytest.approx(3.18245 * 0.288675, abs=1e-4)
+  assert intervals.crossed_mean(np.ones((2, 3))) == (1.0, 1.0, 1.0)
+  with pytest.raises(ValueError, match="1 tasks"):
+    intervals.crossed_mean(np.ones((5, 1)))
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.2])
+def test_crossed_mean_covers(of_seeds):
+  # 95 % of 400 intervals hold the truth, within 3 sd (1.1 % each), or more
+  # where parts of the variance are 0.
+  rng = np.random.default_rng(0)
+  held = 0
+  for _ in range(400):
+    values = of_seeds * rng.normal(size=(5, 1)) + rng.normal(size=(5, 40))
+    values += 0.3 * rng.normal(size=(1, 40))
+    _, low, high = intervals.crossed_mean(values)
+    held += low <= 0 <= high
+  assert 0.917 <= held / 400 <= 0.99
 
 
 def test_pass_at_k():

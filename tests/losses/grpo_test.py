@@ -48,6 +48,33 @@ class AdvantageTest(chex.TestCase):
     )
 
   @parameterized.parameters("grpo", "loo", "rloo", "dr_grpo")
+  def test_a_spread_that_does_not_count(self, estimator):
+    # Std of seven .3 and one .3001: 1e-4 sqrt(7) / 8 = 3.3e-5. Above it, the
+    # lone reward of eq. 7 would get sqrt(7) less the epsilon's share: 2.57.
+    rewards = jnp.array([[0.3] * 7 + [0.3001]])
+    got = grpo.advantages(rewards, estimator=estimator)
+    np.testing.assert_array_equal(got, np.zeros((1, 8)))
+    counted = grpo.advantages(rewards, estimator="grpo", min_std=0.0)
+    np.testing.assert_allclose(counted[0, 7], 2.57, atol=0.01)
+
+  def test_loo_where_the_others_nearly_agree(self):
+    # From 0, the others are six .95 and one .9501: mean .950014, std 1e-4 /
+    # sqrt(7) = 3.78e-5, a share of .0378 of min_std. The divisor is
+    # 1 + .0378 (.001 - 1) = .96224, so A = -.98730; unscaled it is -.95.
+    rewards = jnp.array([[0.0] + [0.95] * 6 + [0.9501]])
+    got = grpo.advantages(rewards, estimator="loo")[0]
+    np.testing.assert_allclose(got[0], -0.98730, atol=1e-4)
+    tied = grpo.advantages(
+      jnp.array([[0.0] + [0.95] * 7]), estimator="loo"
+    )[0]  # fmt: skip
+    np.testing.assert_allclose(tied[0], -0.95, atol=1e-6)
+    # Further apart than min_std, and beyond the bound of eq. 7: sqrt(7).
+    apart = grpo.advantages(
+      jnp.array([[0.0] + [0.95] * 6 + [0.99]]), estimator="loo"
+    )[0]  # fmt: skip
+    np.testing.assert_allclose(apart[0], -np.sqrt(7), rtol=1e-6)
+
+  @parameterized.parameters("grpo", "loo", "rloo", "dr_grpo")
   def test_equal_rewards_have_none(self, estimator):
     # 0.1 has no exact mean in binary: the zeros must be exact all the same.
     rewards = jnp.array([[0.1] * 7, [1.0] * 7, [0.0] * 7])

@@ -5,6 +5,8 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import hypothesis
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,6 +195,52 @@ class AdvantageLawTest(chex.TestCase):
     self.assertTrue(bool(jnp.isfinite(got).all()))
     if estimator in ("grpo", "dr_grpo", "rloo"):
       np.testing.assert_array_equal(got, np.zeros((1, 3)))
+
+  def test_loo_is_bounded_and_continuous(self):
+    run = jax.jit(functools.partial(grpo.advantages, estimator="loo"))
+
+    @hypothesis.given(
+      st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8),
+      st.sampled_from([0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 0.0]),
+      st.floats(0, 1, width=32),
+      st.integers(0, 7),
+    )
+    def law(rewards, spread, middle, lone):
+      # Seven rewards that draw together around one place, and one apart.
+      near = np.clip(middle + spread * (np.array(rewards) - 0.5), 0, 1)
+      near[lone] = rewards[lone]
+      got = np.asarray(run(jnp.array([near], jnp.float32)))[0]
+      self.assertTrue((np.abs(got) <= np.sqrt(7) + 1e-5).all())
+      # The lone one's limit where the others meet is its unscaled distance.
+      others = np.delete(near, lone)
+      distance = near[lone] - others.mean()
+      if others.std(ddof=1) < 1e-5 and near.std() > 2e-3:
+        self.assertAlmostEqual(got[lone], distance, delta=0.02)
+
+    law()
+
+  def test_loo_moves_little_where_the_others_draw_together(self):
+    # As the others' spread shrinks from min_std to a tie, no step of a 200th
+    # of the way changes the advantage by more than the bound's own share.
+    spreads = np.linspace(1.2e-3, 0.0, 200)
+    rows = 0.5 + spreads[:, None] * np.linspace(-1, 1, 7)
+    rewards = np.concatenate([np.full((200, 1), 0.1), rows], 1)
+    got = grpo.advantages(jnp.array(rewards, jnp.float32), estimator="loo")
+    lone = np.asarray(got[:, 0])
+    self.assertLess(np.abs(np.diff(lone)).max(), 0.1)
+    np.testing.assert_allclose(lone[-1], -0.4, atol=1e-4)
+    self.assertLess(lone.min(), -2.6)  # It does go up to the bound between.
+
+  @parameterized.parameters(*(range(2, 33)))
+  def test_loo_of_successes_and_failures_is_never_bounded(self, size):
+    wins = np.tril(np.ones((size, size)), -1)
+    got = grpo.advantages(jnp.array(wins), estimator="loo")
+    for k in range(1, size):
+      plus = (
+        1.0 if k == 1
+        else np.sqrt((size - k) * (size - 2) / ((size - 1) * (k - 1)))
+      )  # fmt: skip
+      np.testing.assert_allclose(got[k, 0], plus, rtol=2e-4)
 
   def test_eq_7_is_scale_free(self):
     rewards = jax.random.uniform(jax.random.key(0), (5, 7))

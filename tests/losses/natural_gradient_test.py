@@ -91,7 +91,8 @@ class DirectionTest(chex.TestCase):
         g, fvp, damping=damping, iterations=5
       )
     )
-    direction, got = run(GRADIENT)
+    direction, found = run(GRADIENT)
+    got = found["norm"]
     np.testing.assert_allclose(flat(direction), want, atol=1e-5)
     np.testing.assert_allclose(got, norm, atol=1e-6)
     rms = jnp.sqrt((ADVANTAGES**2).mean())
@@ -111,13 +112,54 @@ class DirectionTest(chex.TestCase):
     def product(vector):
       return empirical(jax.nn.log_softmax, logits, vector, policy)
 
-    direction, norm = natural_gradient.natural_direction(
+    direction, found = natural_gradient.natural_direction(
       grads, product, damping=0.0, iterations=3
     )
-    np.testing.assert_allclose(norm, 0.5, atol=1e-5)
+    np.testing.assert_allclose(found["norm"], 0.5, atol=1e-5)
     np.testing.assert_allclose(
       direction - direction @ policy, rewards - 0.5, atol=1e-4
     )
+
+  def test_relative_damping(self):
+    # F g = (3 * .5 + .375, -.5 - 6 * .375) / 4 = (.46875, -.6875), so that
+    # g^T F g / g^T g = (.234375 + .257813) / .390625 = 1.26: a share .1 / 1.26
+    # is the paper's .1.
+    direction, found = natural_gradient.natural_direction(
+      GRADIENT, fvp, damping=0.1 / 1.26, iterations=5, relative=True
+    )
+    np.testing.assert_allclose(found["damping"], 0.1, rtol=1e-5)
+    np.testing.assert_allclose(
+      flat(direction), [0.544316, -0.149326], atol=1e-5
+    )
+
+
+class BackTrackTest(chex.TestCase):
+  @parameterized.named_parameters(
+    # KL of share s is 4 s^2: inside at 1; at .9 * sqrt(1 / 4) = .45, KL .81.
+    ("inside", 4.0, 5, 1.0, 4.0),
+    ("shortened", 1.0, 5, 0.45, 0.81),
+    ("no try left", 1.0, 0, 0.0, 0.0),
+  )
+  def test_golden(self, max_kl, tries, share, kl):
+    step, found = jax.jit(
+      lambda u: natural_gradient.back_track(
+        u, lambda x: (x**2).sum(), max_kl=max_kl, tries=tries
+      )
+    )(jnp.array([2.0, 0.0]))
+    np.testing.assert_allclose(step, [2.0 * share, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found["natural_share"], share, rtol=1e-6)
+    np.testing.assert_allclose(found["natural_kl_measured"], kl, rtol=1e-6)
+
+  def test_what_is_not_finite_is_outside(self):
+    # NaN at a length over .05: two tries, each a tenth.
+    step, found = natural_gradient.back_track(
+      jnp.ones(1),
+      lambda x: jnp.where(x[0] > 0.05, jnp.nan, x[0]),
+      max_kl=1.0,
+      tries=2,
+    )
+    np.testing.assert_allclose(step, [0.01], rtol=1e-6)
+    np.testing.assert_allclose(found["natural_share"], 0.01, rtol=1e-6)
 
 
 class StepTest(chex.TestCase):
@@ -226,16 +268,16 @@ class GramTest(chex.TestCase):
   def test_padding_and_order_change_nothing(self):
     scores = jax.random.normal(jax.random.key(1), (3, 6, 5))
     advantages = jax.random.normal(jax.random.key(2), (3, 6))
-    want = natural_gradient.gram_norms(scores, advantages, damping=0.3)
+    norms = jax.jit(functools.partial(natural_gradient.gram_norms, damping=0.3))
+    want = norms(scores, advantages)
     order = jnp.array([7, 2, 0, 6, 5, 1, 4, 3])
     padded = jnp.pad(scores, ((0, 0), (0, 2), (0, 0)), constant_values=jnp.nan)[
       :, order
     ]
     more = jnp.pad(advantages, ((0, 0), (0, 2)), constant_values=jnp.nan)
-    got = natural_gradient.gram_norms(
+    got = norms(
       padded,
       more[:, order],
-      damping=0.3,
       valid=jnp.broadcast_to(order < 6, (3, 8)),
     )
     chex.assert_trees_all_close(got, want, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,7 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pivotrl_jax import types
+from pivotrl_jax.chat import render
+from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
+from pivotrl_jax.engines import policy
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import step as step_lib
@@ -70,6 +75,39 @@ class GoldenTest(parameterized.TestCase):
       )
 
 
+def _rewritten_turns():
+  """(prompt, action) ids of three turns; reasoning stays till the next user."""
+  own = (policy.MINI / "chat_template.jinja").read_text()
+  thought = "{%- if message.reasoning_content %}"
+  later = "messages[loop.index:] | selectattr('role', 'equalto', 'user') | list"
+  with tempfile.NamedTemporaryFile("w", suffix=".jinja") as file:
+    file.write(
+      own.replace(
+        thought, "{%- if message.reasoning_content and not (" + later + ") %}"
+      )
+    )
+    file.flush()
+    tokenizer = tokenizer_lib.load(
+      policy.MINI, tokenizer_lib.Settings(chat_template=file.name)
+    )
+  call = types.ToolCall("f", "{}")
+  messages = (
+    types.Message("user", "q"),
+    types.Message("assistant", "", "first", (call,)),
+    types.Message("tool", "1"),
+    types.Message("assistant", "a", "second"),
+    types.Message("user", "r"),
+    types.Message("assistant", "b", "third"),
+  )
+  return [
+    (
+      render.prompt_ids(tokenizer, messages[:i], ()),
+      render.action_ids(tokenizer, messages[:i], messages[i], ()),
+    )
+    for i in (1, 3, 5)
+  ]
+
+
 class TreeTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -109,16 +147,39 @@ class TreeTest(parameterized.TestCase):
     )
     return total, grads, np.asarray(rows_out).reshape(-1)[places]
 
-  def test_tree_equals_separate_sequences(self):
-    got = self._sums(self.rows)
+  def _assert_as_separate(self, rows, length):
+    got = self._sums(rows)
     whole = jax.jit(lambda ids: _whole(TINY, self.params, ids)[0])
-    for row in range(8):
-      ids = np.concatenate([self.rows.prompts[row], self.rows.actions[row]])
+    for row, (prompt, action) in enumerate(
+      zip(rows.prompts, rows.actions, strict=True)
+    ):
+      ids = np.concatenate([prompt, action])
       # Padded to one length: what follows a token does not matter to it.
-      scores = jax.nn.log_softmax(whole(np.resize(ids, 32)[None]))
-      start = len(self.rows.prompts[row]) - 1
+      scores = jax.nn.log_softmax(whole(np.resize(ids, length)[None]))
+      start = len(prompt) - 1
       want = sum(scores[i, ids[i + 1]] for i in range(start, len(ids) - 1))
       self.assertAlmostEqual(got[2][row], float(want), places=4)
+
+  def test_tree_equals_separate_sequences(self):
+    self._assert_as_separate(self.rows, 32)
+
+  def test_a_template_that_rewrites_the_history_shares_equal_tokens_only(self):
+    """Thinking is dropped once the user speaks again, so prompts branch."""
+    turns = _rewritten_turns()
+    prompts = [prompt % 64 for prompt, _ in turns]
+    # The second prompt goes on from the first; the third does not.
+    first, second, third = (prompt.tolist() for prompt, _ in turns)
+    self.assertEqual(second[: len(first)], first)
+    self.assertEqual(third[: len(first)], first)
+    self.assertNotEqual(third[: len(second)], second)
+    rows = batches.Rows(
+      prompts=prompts,
+      actions=[action % 64 for _, action in turns],
+      weights=[np.ones(len(action), np.float32) for _, action in turns],
+      advantages=np.ones(len(turns), np.float32),
+      sampler_log_probs=[np.zeros(len(a), np.float32) for _, a in turns],
+    )
+    self._assert_as_separate(rows, max(map(len, prompts)) + 32)
 
   @parameterized.parameters(
     {"micro_batches": 2},

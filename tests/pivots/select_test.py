@@ -1,5 +1,6 @@
 """The paper's filter (eq. 5), its ablations, and the stage."""
 
+import dataclasses
 import json
 
 from hypothesis import given
@@ -64,6 +65,24 @@ def test_equal_fractions_are_no_signal():
   assert chosen(rows) == ["t/1"]
 
 
+def test_a_smallest_spread_counts():
+  # Stds 3.3e-5 and 1/5 sqrt(6) / 7 = .07.
+  rows = profiles([[0.3] * 7 + [0.3001], [0.1] * 6 + [0.3]])
+  assert chosen(rows) == ["t/1"]
+  assert chosen(rows, min_std=1e-5) == ["t/0", "t/1"]
+  assert chosen(rows, min_std=0.08) == []
+
+
+def test_without_a_verdict_it_is_no_candidate():
+  rows = profiles([[1.0, 0.0], [1.0, 0.0]])
+  nothing = dataclasses.replace(
+    rows[1], rewards=(None, None), mean=None, variance=None
+  )
+  for rule in select.RULES:
+    assert chosen([rows[0], nothing], rule=rule) == ["t/0"]
+  assert chosen([rows[0], nothing], keep_all_fail=True) == ["t/0"]
+
+
 def test_a_pivot_carries_its_profile():
   pivot = select.select(
     profiles(), rule="difficult", threshold=0.6, keep_all_fail=False, seed=0,
@@ -114,7 +133,12 @@ def stage(tmp_path, rows, **changes):
     {
       "select": "difficult",
       "seed": 0,
-      "pivots": {"threshold": 0.6, "keep_all_fail": False, "count": 0},
+      "pivots": {
+        "threshold": 0.6,
+        "keep_all_fail": False,
+        "count": 0,
+        "min_std": 1e-3,
+      },
     }
   )
   config.update_from_flattened_dict(changes)
@@ -138,13 +162,29 @@ def test_stage_accounts_for_every_candidate(tmp_path):
   ])  # fmt: skip
 
 
+def test_no_pivot_where_all_is_cut_off_says_so(tmp_path):
+  rows = [
+    dataclasses.replace(p, reasons=("cut_off",) * 5)
+    for p in profiles(GROUPS[:1] * 2)
+  ]
+  with pytest.raises(errors.InputError) as caught:
+    stage(tmp_path, rows)
+  assert "10 of 10 samples ended as cut_off" in str(caught.value)
+  assert "raise config.rollout.max_tokens" in str(caught.value)
+
+
 @pytest.mark.parametrize(
   "groups, changes, want",
   [
     (
       GROUPS[:1] * 2 + GROUPS[4:], {},
       r"3.*profiles.jsonl: no pivot among 4 candidates \(2 all_fail,"
-      r" 1 all_pass, 1 too_easy\).*config.pivots.threshold",
+      r" 1 all_pass, 1 too_easy\); 11 of 20 samples ended as r;"
+      r".*config.pivots.threshold",
+    ),
+    (
+      [[0.3] * 7 + [0.3001]], {},
+      r"\(1 all_alike\).*config.pivots.min_std",
     ),
     (GROUPS[:1], {}, r"\(1 all_fail\).*config.pivots.keep_all_fail=True"),
     (GROUPS[5:], {}, r"\(1 all_pass\).*config.profile.group_size"),

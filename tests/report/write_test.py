@@ -39,6 +39,15 @@ def _rows(policy, wins):
   ]  # fmt: skip
 
 
+def _natural(index):
+  """Measured every five steps; random turns twice, once without signal."""
+  if index % 5:
+    return {}
+  found = {"natural/norm": 0.5, "natural/predicted": 0.8,
+           "natural/captured": 0.625, "natural/random_norm": index / 20}  # fmt: skip
+  return found | ({"natural/random_captured": 0.75} if index else {})
+
+
 @pytest.fixture
 def workdir(tmp_path):
   config = swe.get_config("tiny").to_dict()
@@ -51,7 +60,8 @@ def workdir(tmp_path):
     "profiles": [PROFILE],
     "pivots": [pivot],
     "metrics": [
-      {"step": i + 1, "rollout/reward_mean": i / 10} for i in range(10)
+      {"step": i + 1, "rollout/reward_mean": i / 10} | _natural(i)
+      for i in range(10)
     ],
     "evals": _rows("base", 5) + _rows("trained", 15),
     "skipped": [{"stage": "profile", "id": "u/0", "reason": "too long"}],
@@ -78,14 +88,33 @@ def test_report(workdir):
   assert "25.0 % -> 75.0 %" in text and "+50.0 points" in text
   assert "| left out by profile: too long | 1 |" in text
   assert "| pivots kept | 1 (100 %) |" in text
+  # Random turns: 0 at step 1, 5 / 20 at step 6; captured at one of them.
+  assert "| norm, of advantages | 0.500 (2) | 0.125 (2) |" in text
+  assert "| captured share | 0.625 (2) | 0.750 (1) |" in text
   html = first["report/report.html"].decode()
   assert "alert(1)" in html and "alert(2)" in html
   assert not re.search(r"<script>alert", html)
   assert not re.search(r'(src|href)="(?!data:)', html)
   assert {"report/figures/profile.png", "report/figures/reward.png",
+          "report/figures/natural_norm.png",
+          "report/figures/natural_captured.png",
           "report/figures/success.png"} <= set(first)  # fmt: skip
   write.run(config, workdir)
   assert _bytes(workdir) == first
+
+
+def test_samples_without_a_verdict_are_counted(workdir):
+  silent = {**PROFILE, "candidate_id": "t/1", "rewards": [None] * 4,
+            "mean": None, "variance": None}  # fmt: skip
+  some = {**PROFILE, "rewards": [1.0, 0.0, 0.0, None]}
+  lines = "".join(json.dumps(row) + "\n" for row in (some, silent))
+  (workdir / "profiles.jsonl").write_text(lines)
+  write.run(swe.get_config("tiny"), workdir)
+  text = (workdir / "report" / "report.md").read_text()
+  assert "| samples without a verdict | 5 |" in text
+  assert "| zero variance: all fail | 0 (0 %) |" in text
+  html = (workdir / "report" / "report.html").read_text()
+  assert html.count("no verdict") == 1
 
 
 def test_what_is_absent_is_said(workdir):

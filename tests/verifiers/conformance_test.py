@@ -16,7 +16,7 @@ VERIFIERS = {
 # Cases without a recorded divergence that contradict one that has it (the
 # same defect, mended there): table "Deliberate differences" of the notes.
 CONTRADICTORY = {
-  "single_step": {"0164", "0166", "0167", "0170"},
+  "single_step": {"0164", "0166", "0167", "0170", "0331"},
   "swe_pivot": {"0088", "0098", "0481", "0482", "0515"},
   "terminus_judge": {"0044", "0058", "0090", "0105", "0196", "0496", "0511"},
   "terminal_multi_harness": {
@@ -45,7 +45,7 @@ def test_compat_gives_the_original_rewards(testdata, name):
   wrong = [
     (number, reward, case["reward"])
     for number, case, reward in scored
-    if abs(reward - (case["reward"] or 0.0)) > 1e-9
+    if reward is None or abs(reward - (case["reward"] or 0.0)) > 1e-9
   ]
   assert not wrong
 
@@ -55,6 +55,7 @@ def test_default_mends_the_recorded_defects_and_nothing_else(testdata, name):
   wrong = set()
   for number, case, reward in _scored(testdata, name, "default"):
     want = case.get("divergence", {}).get("preferred_reward", case["reward"])
-    if abs(reward - (want or 0.0)) > 1e-9:
+    # A stub judge that says neither label: no reward, where the original has 0.
+    if abs((reward or 0.0) - (want or 0.0)) > 1e-9:
       wrong.add(number)
   assert wrong == CONTRADICTORY[name]

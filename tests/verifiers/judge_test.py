@@ -15,7 +15,6 @@ from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.verifiers import judge as judge_lib
-from pivotrl_jax.verifiers import terminus_judge
 from pivotrl_jax.verifiers import verify
 
 LABELS = "[[A=B]]", "[[A!=B]]"
@@ -84,12 +83,13 @@ def answer(*keystrokes):
   )
 
 
-def ask(judge, got="ls -la\n", **config):
+def ask(judge, got="ls -la\n", setting="default", **config):
   return verify.verify(
     "terminus_judge",
     types.Action("message", answer("cat a.txt\n")),
     types.Action("message", answer(got)),
     config=config,
+    setting=setting,
     row={"metadata": {"harness": "terminus_2"}},
     judge=judge,
   )
@@ -148,22 +148,25 @@ def test_passing_failures_are_retried(serve, tmp_path):
 
 
 @pytest.mark.parametrize("reply", [404, "torn", 7])
-def test_a_judge_that_fails_gives_the_fallback(serve, tmp_path, reply):
+def test_a_judge_that_fails_gives_no_reward(serve, tmp_path, reply):
   server, url = serve(reply)
   judge = judge_lib.Endpoint(url, "m", cache=tmp_path, retries=0)
-  verdict = ask(judge, judge_fallback_reward=0.5)
-  assert (verdict.reward, verdict.reason) == (0.5, "judge_unavailable")
+  verdict = ask(judge)
+  assert (verdict.reward, verdict.reason) == (None, "judge_unavailable")
   assert len(server.asked) == 1
   assert not list(tmp_path.iterdir())  # No answer to keep.
 
 
-def test_a_dead_judge_gives_the_fallback(tmp_path):
+@pytest.mark.parametrize("setting", verify.SETTINGS)
+def test_a_dead_judge_gives_no_reward(tmp_path, setting):
   judge = judge_lib.Endpoint(
     "http://127.0.0.1:9/v1", "m", cache=tmp_path, retries=1, timeout=1
   )
-  verdict = ask(judge)
-  assert (verdict.reward, verdict.reason) == (0.0, "judge_unavailable")
+  verdict = ask(judge, setting=setting)
+  assert (verdict.reward, verdict.reason) == (None, "judge_unavailable")
   assert "ConnectError" in verdict.details["judge_error"]
+  verdict = ask(judge, setting=setting, judge_fallback_reward=0.5)
+  assert (verdict.reward, verdict.reason) == (0.5, "judge_unavailable")
 
 
 def test_a_slow_judge_is_given_up(serve, tmp_path):
@@ -174,11 +177,33 @@ def test_a_slow_judge_is_given_up(serve, tmp_path):
   server.hold.set()
 
 
-def test_a_babbling_judge_gives_the_fallback(serve, tmp_path):
-  _, url = serve("well, well")
+@pytest.mark.parametrize(
+  ("setting", "fallback", "want"),
+  # The original scores an answer without a label 0.
+  [("default", None, None), ("compat", None, 0.0),
+   ("default", 0.5, 0.5), ("compat", 0.5, 0.5)],
+)  # fmt: skip
+def test_a_babbling_judge_gives_no_reward(
+  serve, tmp_path, setting, fallback, want
+):
+  server, url = serve("well, well")
   judge = judge_lib.Endpoint(url, "m", cache=tmp_path)
-  verdict = ask(judge, judge_fallback_reward=0.5)
-  assert (verdict.reward, verdict.reason) == (0.5, "judge_parsing_failed")
+  verdict = ask(judge, setting=setting, judge_fallback_reward=fallback)
+  assert (verdict.reward, verdict.reason) == (want, "judge_parsing_failed")
+  # It is asked again: that was no answer to keep.
+  assert ask(judge, setting=setting).reward == 1.0
+  assert len(server.asked) == 2
+
+
+def test_a_judge_that_babbles_in_the_other_order_gives_no_reward(
+  serve, tmp_path
+):
+  server, url = serve("[[A=B]]", "hm", "[[A=B]]")
+  judge = judge_lib.Endpoint(url, "m", cache=tmp_path)
+  verdict = ask(judge, check_twice_swap=True)
+  assert (verdict.reward, verdict.reason) == (None, "judge_swap_parsing_failed")
+  assert ask(judge, check_twice_swap=True).reward == 1.0
+  assert len(server.asked) == 3  # The first order's answer was kept.
 
 
 def test_requests_at_once_are_bounded(serve, tmp_path):
@@ -212,12 +237,13 @@ def test_similar_answers_need_no_judge():
 
 
 def test_our_own_engine_can_judge():
-  """The mini policy knows no labels: it babbles, and that is a verdict."""
+  """The mini policy knows no labels: it babbles, and that is no verdict."""
   path = policy_lib.MINI
   config_json = hf.read_config(path)
   engine = jax_sampler.JaxSampler(qwen3.config_from_hf(config_json))
   engine.load(jax.device_put(hf.load_params(path, config_json)), "mini")
   judge = judge_lib.FromEngine(engine, tokenizer_lib.load(path), max_tokens=8)
   verdict = ask(judge)
-  assert verdict.reason in ("judge_parsing_failed", "judge_not_equivalent")
-  assert verdict.reward == terminus_judge.DEFAULTS["judge_fallback_reward"]
+  assert (verdict.reward, verdict.reason) in (
+    (None, "judge_parsing_failed"), (0.0, "judge_not_equivalent")
+  )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,12 @@ def scored(**fields):
       "argument_value_type_different",
     ),
     ({"model_text": "<tool_call>{"}, 0.0, "unclosed_tool_call"),
+    # The prompt opened the thinking, which quotes a call.
+    (
+      {"model_text": f"Not {MARKUP[:-13]}g</tool_call>!\n</think>\n\n{MARKUP}"},
+      1.0,
+      "expected_tool_call",
+    ),
     (
       {"model_text": MARKUP, "verifier": "strict"},
       0.0,
@@ -48,6 +55,26 @@ def scored(**fields):
 def test_what_the_model_did_in_every_form(fields, reward, reason):
   row = scored(**fields)
   assert (row["reward"], row["reason"]) == (reward, reason)
+
+
+def test_peers_reasoning_that_quotes_a_call(testdata):
+  file = testdata / "wild" / "peers" / "i08_quoted_call.jsonl"
+  if not file.exists():
+    pytest.skip("no wild/peers in the test data")
+  rows = [json.loads(score.score_line(x)) for x in file.open("rb")]
+  assert [row["reward"] for row in rows[:3]] == [1.0, 1.0, 1.0]
+
+
+def test_files_may_lie_at_home(tmp_path):
+  (tmp_path / "in.jsonl").write_bytes(line(model_action=CALL) + b"\n")
+  subprocess.run(
+      [
+          sys.executable, "-m", "pivotrl_jax.verifiers.score",
+          "--input=~/in.jsonl", "--output=~/out.jsonl", "--workers=1",
+      ],
+      check=True, capture_output=True, env={**os.environ, "HOME": str(tmp_path)},
+  )  # fmt: skip
+  assert json.loads((tmp_path / "out.jsonl").read_text())["reward"] == 1.0
 
 
 @pytest.mark.parametrize(

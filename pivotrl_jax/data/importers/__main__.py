@@ -1,13 +1,15 @@
 """`python -m pivotrl_jax.data.importers PATH...`: what is in data files.
 
 Prints a Markdown table of counts, a row a file or a folder of one-trajectory
-files, and what was left out, by reason.
+files, and what was left out, by reason. `--show=N` prints N trajectories as
+the model will see them.
 """
 
 import argparse
 import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -47,32 +49,75 @@ def counts(
 
 
 def main(arguments: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m pivotrl_jax.data.importers",
-    description="Counts the trajectories in files or folders.",
-  )
-  parser.add_argument("path", nargs="+", type=pathlib.Path)
-  parser.add_argument("--format", default="auto")
-  parsed = parser.parse_args(arguments)
+  parsed = _parser().parse_args(arguments)
   skips: list[importers.Skip] = []
-
-  def trajectories():
-    for path in parsed.path:
-      for item in importers.import_path(path, parsed.format):
-        if isinstance(item, importers.Skip):
-          skips.append(item)
-        else:
-          yield dataclasses.replace(item, source=_place(path, item.source))
-
   try:
-    table = counts(trajectories())
+    found = _trajectories(parsed, skips)
+    if parsed.show is None:
+      print(_markdown(_grouped(counts(found))))
+    else:
+      _show(itertools.islice(found, parsed.show), parsed.model)
   except errors.InputError as error:
     print(error, file=sys.stderr)
     return 2
-  print(_markdown(_grouped(table)))
-  for reason, found in collections.Counter(s.reason for s in skips).items():
-    print(f"left out: {found} x {reason}")
+  for reason, seen in collections.Counter(s.reason for s in skips).items():
+    print(f"left out: {seen} x {reason}")
   return 0
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+    prog="python -m pivotrl_jax.data.importers",
+    description="Counts the trajectories in files or folders, or shows them.",
+  )
+  parser.add_argument("path", nargs="+", type=pathlib.Path)
+  parser.add_argument("--format", default="auto", help="data.format of a run")
+  parser.add_argument(
+    "--tools", default="", help="data.tools: a JSON file of schemas"
+  )
+  parser.add_argument(
+    "--show",
+    type=_count,
+    metavar="N",
+    help="print N trajectories as the model will see them",
+  )
+  parser.add_argument(
+    "--model",
+    type=pathlib.Path,
+    help="directory of the tokenizer for --show; the mini policy's if none",
+  )
+  return parser
+
+
+def _count(text):
+  value = int(text)
+  if value < 1:
+    raise ValueError
+  return value
+
+
+def _trajectories(parsed, skips):
+  tools = importers.read_tools(parsed.tools)
+  for path in parsed.path:
+    path = path.expanduser()
+    for item in importers.import_path(path, parsed.format, tools=tools):
+      if isinstance(item, importers.Skip):
+        skips.append(item)
+      else:
+        yield dataclasses.replace(item, source=_place(path, item.source))
+
+
+def _show(found, model):
+  # They take a while to import, and counts need none of them.
+  from pivotrl_jax.chat import tokenizer as tokenizer_lib
+  from pivotrl_jax.engines import policy
+  from pivotrl_jax.report import show
+
+  tokenizer = tokenizer_lib.load(
+    policy.MINI if model is None else model.expanduser()
+  )
+  for trajectory in found:
+    print(show.trajectory(tokenizer, trajectory), end="\n\n")
 
 
 def _calls(message: types.Message) -> int:

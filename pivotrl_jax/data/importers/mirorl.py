@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import re
 from typing import Any
 
+from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import text_calls
 
 _ROLE_LINE = re.compile(r"\n(system|user|assistant)\n")
 _CALL = re.compile(r"<use_mcp_tool>(.*?)</use_mcp_tool>", re.DOTALL)
@@ -40,11 +42,15 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 def _trajectory(file, line, row):
   prompt = records.field(row, "prompt_str", str, "row")
   response = records.field(row, "response_str", str, "row")
-  parts = _ROLE_LINE.split(f"\n{prompt}{response}")[1:]
+  before, *parts = _ROLE_LINE.split(f"\n{prompt}{response}")
+  if before.strip():
+    raise errors.InputError(
+      f"prompt_str: {before.strip()[:60]!r}; expected a line with a role first"
+    )
   found: list[types.Message] = []
   for i, (role, said) in enumerate(zip(parts[::2], parts[1::2])):
     if role == "assistant":
-      found.append(_turn(said, f"call_{i}"))
+      found.append(_turn(said, f"call_{i}", f"messages[{i}]"))
     elif found and found[-1].tool_calls:
       call_id = found[-1].tool_calls[0].id
       found.append(
@@ -66,27 +72,27 @@ def _trajectory(file, line, row):
   )
 
 
-def _turn(said, call_id):
+def _turn(said, call_id, place):
+  """A reply; one whose call is cut or names no tool stays as context."""
   reasoning, text = chat.split_think(said)
-  call = _CALL.search(text)
-  if call is None:
-    return types.Message("assistant", text.strip(), reasoning=reasoning)
+  call, around = text_calls.only(_CALL, text, place)
+  name = call and _element(call.group(1), "tool_name")
+  if not name:
+    cut = "<use_mcp_tool>" in text
+    return types.Message(
+      "assistant", text.strip(), reasoning=reasoning, context=cut
+    )
   made = types.ToolCall(
-    _element(call.group(1), "tool_name"),
-    _element(call.group(1), "arguments"),
-    call_id,
+    name, _element(call.group(1), "arguments") or "{}", call_id
   )
   return types.Message(
-    "assistant",
-    text[: call.start()].strip(),
-    reasoning=reasoning,
-    tool_calls=(made,),
+    "assistant", around, reasoning=reasoning, tool_calls=(made,)
   )
 
 
 def _element(text, name):
   match = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
-  return match.group(1).strip() if match else ""
+  return match.group(1).strip() if match else None
 
 
 def _tools(prompt):

@@ -143,7 +143,9 @@ def _validate_label(label, tools):
   if action.type != "message":
     _expect(bool(action.calls), "expected_action.calls", "at least one call")
   names = {
-    (tool.get("function") or tool).get("name")
+    (tool["function"] if isinstance(tool.get("function"), dict) else tool).get(
+      "name"
+    )
     for tool in tools
     if isinstance(tool, dict)
   }
@@ -259,9 +261,11 @@ def _rollout(file, line, row):
   request = records.field(row, _REQUEST, dict, "row")
   response = records.field(row, "response", dict, "row")
   prompt = responses.messages(request.get("input") or [], f"{_REQUEST}.input")
-  instructions = request.get("instructions")
+  instructions = records.field(
+    request, "instructions", str, _REQUEST, default=None
+  )
   if instructions:
-    prompt.insert(0, types.Message("system", str(instructions)))
+    prompt.insert(0, types.Message("system", instructions))
   if not prompt:
     prompt = _configured_prompt(row)
   output = responses.messages(response.get("output") or [], "response.output")
@@ -281,8 +285,10 @@ def _rollout(file, line, row):
 def _configured_prompt(row):
   """The prompt of agents that build it themselves, from their config."""
   config = records.field(row, "instance_config", dict, "row", default={})
-  system = (config.get("agent_kwargs") or {}).get("system_prompt")
-  problem = (config.get("problem_info") or {}).get("problem_statement")
+  place = "instance_config"
+  agent = records.field(config, "agent_kwargs", dict, place, default={})
+  info = records.field(config, "problem_info", dict, place, default={})
+  system, problem = agent.get("system_prompt"), info.get("problem_statement")
   if not isinstance(problem, str):
     raise errors.InputError(
       f"{_REQUEST}.input: empty, and no instance_config.problem_info"

@@ -1,6 +1,9 @@
-"""OpenAI Responses items <-> chat messages, as NeMo Gym rows have them."""
+"""OpenAI Responses items <-> chat messages; rows of `input` and `output`.
 
-from collections.abc import Iterable, Sequence
+NeMo Gym's rows and Codex's rollouts are made of the same items.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -9,6 +12,111 @@ from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
+from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import known
+from pivotrl_jax.data.importers import openai
+
+# Kind of item -> its keys that are read. A hosted tool (a web search) is no
+# kind of them: what its call gave back is not in the items.
+_MESSAGE = ("role", "content", "tool_call_id")
+_RESULT = ("call_id", "output")
+_KINDS = {
+  "system": _MESSAGE,
+  "user": _MESSAGE,
+  "assistant": _MESSAGE,
+  "tool": _MESSAGE,
+  "reasoning": ("summary", "content"),
+  "function_call": ("call_id", "name", "arguments"),
+  "custom_tool_call": ("call_id", "name", "input"),
+  "local_shell_call": ("call_id", "action"),
+  "function_call_output": _RESULT,
+  "custom_tool_call_output": _RESULT,
+  "local_shell_call_output": _RESULT,
+}
+_OF_A_TURN = (
+  "reasoning",
+  "assistant",
+  "function_call",
+  "custom_tool_call",
+  "local_shell_call",
+)
+# Columns of a row that are read; `request` may hold all but the answer's.
+_COLUMNS = (
+  "input", "output", "instructions", "tools", "request", "response", "task_id",
+)  # fmt: skip
+# Keys of items that are no text of the chat.
+_ASIDE = (
+  "type", "phase", "extra", "namespace", "prompt_token_ids",
+  "generation_token_ids", "generation_log_probs",
+  "internal_chat_message_metadata_passthrough",
+)  # fmt: skip
+
+
+def is_item(value: Any) -> bool:
+  """Whether `value` is an item, and no message of another API."""
+  if not isinstance(value, dict):
+    return False
+  kind = value.get("type")
+  if kind == "message":
+    return isinstance(value.get("role"), str)
+  return isinstance(kind, str) and kind in _KINDS and kind not in types.ROLES
+
+
+def matches(value: Any) -> bool:
+  """Whether a row is a request's items and those that followed it."""
+  if isinstance(value, list):
+    return any(is_item(item) and item["type"] != "message" for item in value)
+  return isinstance(value, dict) and any(
+    is_item(item) for item in _output(value)
+  )
+
+
+def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
+  """One trajectory a row; the columns that say something else, once a file."""
+  unread: dict[str, None] = {}
+  for place, row in file.rows():
+    found = chat.one_row(file, place, row, _trajectory)
+    yield found
+    if isinstance(found, files.Skip) or isinstance(row, list):
+      continue
+    for key, held in row.items():
+      taken = key in (*_COLUMNS, *openai.OUTCOMES) or key in known.COLUMNS
+      if known.is_content(held) and not taken:
+        unread[key] = None
+  if unread:
+    yield files.Skip(file.name, None, f"columns not read: {', '.join(unread)}")
+
+
+def _output(row):
+  """What followed the request: the row's items, or its API answer's."""
+  answer = row.get("response")
+  found = (answer if isinstance(answer, dict) else row).get("output")
+  return found if isinstance(found, list) else []
+
+
+def _trajectory(file, line, row):
+  if isinstance(row, list):
+    return chat.trajectory(file, "responses", line, messages(row, "row"))
+  request = records.field(row, "request", dict, "row", default=row)
+  seen = messages(request.get("input") or [], "input")
+  instructions = records.field(
+    request, "instructions", str, "row", default=None
+  )
+  if instructions:
+    seen.insert(0, types.Message("system", instructions))
+  if not seen:
+    raise errors.InputError("input: empty; expected what the model saw")
+  reward, success = openai.outcome(row)
+  return chat.trajectory(
+    file,
+    "responses",
+    line if row.get("id") is None else row["id"],
+    [*seen, *messages(_output(row), "output")],
+    tools=request.get("tools") or (),
+    task_id=row.get("task_id"),
+    reward=reward,
+    success=success,
+  )
 
 
 @dataclasses.dataclass
@@ -43,12 +151,16 @@ def messages(items: Any, place: str = "input") -> list[types.Message]:
     return [types.Message("user", items)]
   if not isinstance(items, list):
     raise errors.InputError(f"{place}: {items!r:.80}; expected a list")
+  return placed((f"{place}[{i}]", item) for i, item in enumerate(items))
+
+
+def placed(items: Iterable[tuple[str, Any]]) -> list[types.Message]:
+  """`messages` of items that come with their places."""
   found: list[types.Message] = []
   turn: _Turn | None = None
-  for i, item in enumerate(items):
-    here = f"{place}[{i}]"
+  for here, item in items:
     kind = _kind(item, here)
-    if kind in ("reasoning", "assistant", "function_call"):
+    if kind in _OF_A_TURN:
       if turn is None or _starts_another(turn, kind):
         _close(found, turn)
         turn = _Turn()
@@ -101,20 +213,10 @@ def _kind(item: Any, place: str) -> str:
     kind = "system" if role == "developer" else role
   if kind not in _KINDS:
     raise errors.InputError(
-      f"{place}: {kind!r}; expected one of {', '.join(_KINDS)}"
+      f"{place}.type: {kind!r}; expected one of {', '.join(_KINDS)}"
     )
+  known.refuse_others(item, place, _KINDS[kind], _ASIDE, known.METADATA)
   return kind
-
-
-_KINDS = (
-  "system",
-  "user",
-  "assistant",
-  "tool",
-  "reasoning",
-  "function_call",
-  "function_call_output",
-)
 
 
 def _starts_another(turn: _Turn, kind: str) -> bool:
@@ -132,13 +234,23 @@ def _grow(turn: _Turn, kind: str, item: dict[str, Any], place: str) -> None:
   elif kind == "assistant":
     turn.content.append(chat.text(item.get("content"), f"{place}.content"))
   else:
-    turn.calls.append(
-      types.ToolCall(
-        name=records.field(item, "name", str, place),
-        arguments=chat.arguments_text(item.get("arguments")),
-        id=records.field(item, "call_id", str, place, default=None),
-      )
-    )
+    turn.calls.append(_call(kind, item, place))
+
+
+def _call(kind: str, item: dict[str, Any], place: str) -> types.ToolCall:
+  """A call; a custom tool's free text and a shell's action as arguments."""
+  own_id = records.field(item, "call_id", str, place, default=None)
+  if own_id is None:
+    own_id = records.field(item, "id", str, place, default=None)
+  if kind == "local_shell_call":
+    action = records.field(item, "action", dict, place)
+    given = {k: v for k, v in action.items() if k != "type" and v is not None}
+    return types.ToolCall("local_shell", chat.arguments_text(given), own_id)
+  name = records.field(item, "name", str, place)
+  given = item.get("arguments")
+  if kind == "custom_tool_call":
+    given = {"input": records.field(item, "input", str, place)}
+  return types.ToolCall(name, chat.arguments_text(given), own_id)
 
 
 def _close(found: list[types.Message], turn: _Turn | None) -> None:
@@ -149,13 +261,17 @@ def _close(found: list[types.Message], turn: _Turn | None) -> None:
 def _said_to_model(
   kind: str, item: dict[str, Any], place: str
 ) -> types.Message:
-  if kind != "function_call_output":
+  if not kind.endswith("_output"):
     return types.Message(
       kind,
       chat.text(item.get("content"), f"{place}.content"),
-      tool_call_id=item.get("tool_call_id"),
+      tool_call_id=records.field(
+        item, "tool_call_id", str, place, default=None
+      ),
     )
   output = item.get("output")
+  if isinstance(output, dict) and isinstance(output.get("content"), str):
+    output = output["content"]  # Codex, of a failed call, with `success`.
   if not isinstance(output, (str, list, type(None))):
     output = json.dumps(output, ensure_ascii=False)
   return types.Message(

@@ -1,10 +1,11 @@
 """smolagents benchmark rows: a log of steps, calls printed as Python lists.
 
-The assistant text only repeats the call that follows it, so it is dropped.
+An assistant text that only repeats the call that follows it is dropped.
 """
 
 import ast
 from collections.abc import Iterator
+import dataclasses
 import re
 from typing import Any
 
@@ -13,9 +14,13 @@ from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import known
 
+_KEYS = ("role", "content", "raw", "token_usage")
 _CALLS = "Calling tools:\n"
 _OBSERVATION = "Observation:\n"
+# How a text begins that repeats a call.
+_REPEATED = "Tool call "
 _TOOL = re.compile(
   r"^- (?P<name>\w+): (?P<description>.*)\n"
   r" +Takes inputs: (?P<inputs>\{.*\})$",
@@ -37,15 +42,20 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
 
 def _trajectory(file, line, row):
   found: list[types.Message] = []
-  for i, step in enumerate(row["intermediate_steps"]):
+  steps = records.field(row, "intermediate_steps", list, "row")
+  for i, step in enumerate(steps):
     place = f"intermediate_steps[{i}]"
     role = records.field(step, "role", str, place)
     said = chat.text(step.get("content"), place)
+    known.refuse_others(step, place, _KEYS, known.METADATA)
     if role == "tool-call":
+      before = types.Message("assistant")
       if found and found[-1].role == "assistant" and not found[-1].tool_calls:
-        found.pop()
+        before = found.pop()
+      if before.content.lstrip().startswith(_REPEATED):
+        before = dataclasses.replace(before, content="")
       calls = _calls(said, place)
-      found.append(types.Message("assistant", tool_calls=calls))
+      found.append(dataclasses.replace(before, tool_calls=calls))
     elif role == "tool-response":
       last = found[-1].tool_calls if found else ()
       call_id = last[0].id if last else None

@@ -16,6 +16,9 @@ from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
 
+# What a step's entry says besides its message; its content holds the thought.
+_KEYS = ("action", "is_demo", "message_type", "thought", "tool_call_ids")
+
 
 def matches(value: Any) -> bool:
   """Whether a document is a SWE-agent trajectory."""
@@ -61,9 +64,9 @@ def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
     role = records.field(entry, "role", str, here)
     if entry.get("is_demo") or entry.get("message_type") == "demonstration":
       continue
-    message = chat.message(entry, here)
+    message = chat.message(entry, here, also=_KEYS)
     if role == "assistant" and not message.tool_calls and entry.get("action"):
-      message = _as_call(entry, f"call_{len(found)}")
+      message = _as_call(entry, message, here, f"call_{len(found)}")
     elif role == "user" and found and _is_text_call(found[-1]):
       message = types.Message(
         "tool", message.content, tool_call_id=found[-1].tool_calls[0].id
@@ -72,11 +75,15 @@ def _chat(entries: Sequence[Any], place: str) -> list[types.Message]:
   return found
 
 
-def _as_call(entry, call_id):
-  command = records.field(entry, "action", str, "action").strip("\n")
+def _as_call(entry, message, place, call_id):
+  """A reply whose text is a thought and a command, as the agent split it."""
+  command = records.field(entry, "action", str, place).strip("\n")
+  thought = records.field(entry, "thought", str, place, default=None)
   return types.Message(
     "assistant",
-    str(entry.get("thought") or "").strip(),
+    (message.content if thought is None else thought).strip(),
+    reasoning=message.reasoning,
+    context=message.context,
     tool_calls=(
       types.ToolCall(
         "bash",

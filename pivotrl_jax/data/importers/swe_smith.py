@@ -5,20 +5,19 @@ schemas, each `<function=NAME>` a native call, the observation its result.
 """
 
 from collections.abc import Iterator
-import json
+import dataclasses
 import re
 from typing import Any
 
+from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import markup
 from pivotrl_jax.data.importers import swe_agent
 
 _CALL = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(
-  r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL
-)
 _TOOLS_START = "\n\nYou have access to the following functions:"
 _TOOL = re.compile(
   r"---- BEGIN FUNCTION #\d+: (\S+) ----\nDescription: (.*?)"
@@ -39,7 +38,7 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a row or file."""
   for line, value in file.rows():
     build = _trajectory if _is_xml_chat(value) else swe_agent.trajectory
-    yield chat.attempt(file, line, build, file, line, value)
+    yield chat.one_row(file, line, value, build)
 
 
 def _is_xml_chat(value):
@@ -86,33 +85,17 @@ def _trajectory(file, line, row):
 
 
 def _turn(message, tools, call_id):
-  call = _CALL.search(message.content)
-  if call is None:
-    return message
-  properties = next(
-    (t["parameters"]["properties"] for t in tools if t["name"] == call[1]), {}
-  )
-  arguments = {
-    name: _typed(value, properties.get(name, {}).get("type"))
-    for name, value in _PARAMETER.findall(call[2])
-  }
-  made = types.ToolCall(call[1], chat.arguments_text(arguments), call_id)
-  return types.Message(
-    "assistant",
-    message.content[: call.start()].strip(),
-    reasoning=message.reasoning,
-    tool_calls=(made,),
-  )
-
-
-def _typed(text, kind):
-  """A parameter's text as its declared type, if it can be read so."""
-  if kind in (None, "string"):
-    return text
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError):
-    return text
+  """A reply; one whose call is cut off stays as context."""
+  kinds = {tool["name"]: tool["parameters"] for tool in tools}
+  text, calls = markup.function_calls(message.content, call_id, kinds)
+  if len(calls) > 1:
+    raise errors.InputError(
+      f"{call_id}: {len(calls)} calls in one reply; expected one"
+    )
+  if not calls and "<function=" in text:
+    return chat.as_context(message)
+  made = tuple(dataclasses.replace(call, id=call_id) for call in calls)
+  return dataclasses.replace(message, content=text, tool_calls=made)
 
 
 def _tools(system):

@@ -1,5 +1,8 @@
 """tau2-bench: the `Results` of its simulator, and Sierra's SFT splits.
 
+A simulation by itself holds neither the policy nor the tools: its chat comes
+without a system prompt.
+
 The system prompt, the tools and what the agent sees are those of
 sierra-research/tau2-bench (MIT).
 """
@@ -55,6 +58,8 @@ _SOLO_AGENT = (
   " tool. Do not include any other tool calls in this last message.\n\n"
   f"{_MANNER[0].upper()}{_MANNER[1:]}"
 )
+# Keys of a message beside those of a chat.
+_ASIDE = ("errors", "raw_data")
 _DONE = {
   "type": "function",
   "function": {
@@ -66,17 +71,34 @@ _DONE = {
 
 
 def matches(value: Any) -> bool:
-  """Whether a document is a `Results` or a set of SFT splits."""
+  """Whether it is a `Results`, a set of SFT splits, or one simulation."""
   return isinstance(value, dict) and (
-    {"simulations", "tasks", "info"} <= set(value) or "splits" in value
+    {"simulations", "tasks", "info"} <= set(value)
+    or "splits" in value
+    or _is_simulation(value)
+  )
+
+
+def _is_simulation(value):
+  return (
+    isinstance(value.get("messages"), list)
+    and "task_id" in value
+    and ("reward_info" in value or "termination_reason" in value)
   )
 
 
 def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a simulation, or a row of a split."""
-  for _, value in file.rows():
-    chosen = _split_rows if "splits" in value else _simulations
+  for line, value in file.rows():
+    if isinstance(value, files.Skip):
+      yield value
+      continue
+    if isinstance(value, dict) and _is_simulation(value):
+      yield chat.attempt(file, line, _alone, file, value)
+      continue
     try:
+      records.field(value, "splits", dict, "file", default=None)
+      chosen = _split_rows if value.get("splits") else _simulations
       yield from chosen(file, value)
     except errors.InputError as error:
       yield files.Skip(file.name, None, str(error))
@@ -112,27 +134,39 @@ def _simulations(file, results):
   ):
     where = simulation.get("id", i) if isinstance(simulation, dict) else i
     yield chat.attempt(
-      file, where, _trajectory, file, results, simulation, tasks, tools
+      file, where, _of_results, file, results, simulation, tasks, tools
     )
 
 
-def _trajectory(file, results, simulation, tasks, tools):
-  place = "simulation"
-  solo = _is_solo(results)
-  task_id = records.field(simulation, "task_id", str, place)
+def _alone(file, simulation):
+  return _trajectory(file, simulation, _seen(simulation), ())
+
+
+def _of_results(file, results, simulation, tasks, tools):
+  seen = _seen(simulation)
   ticket = None
-  if solo:
+  if _is_solo(results):
+    task_id = records.field(simulation, "task_id", str, "simulation")
     ticket = records.field(tasks.get(task_id), "ticket", str, "task")
-  seen = [
-    chat.message(_as_openai(value), f"messages[{i}]")
-    for i, value in enumerate(
-      records.field(simulation, "messages", list, place)
-    )
+    # This text stands for `done()`; no model wrote it.
+    if seen and seen[-1].content == "###STOP###":
+      seen.pop()
+  prompt = types.Message("system", system_prompt(results, ticket))
+  return _trajectory(file, simulation, [prompt, *seen], tools)
+
+
+def _seen(simulation):
+  """What the agent said and saw."""
+  found = records.field(simulation, "messages", list, "simulation")
+  return [
+    chat.message(_as_openai(value), f"messages[{i}]", also=_ASIDE)
+    for i, value in enumerate(found)
     if not _is_the_users_own(value)
   ]
-  # In solo mode this text stands for `done()`; no model wrote it.
-  if solo and seen and seen[-1].content == "###STOP###":
-    seen.pop()
+
+
+def _trajectory(file, simulation, messages, tools):
+  place = "simulation"
   outcome = records.field(simulation, "reward_info", dict, place, default={})
   reward = records.field(
     outcome, "reward", (int, float), "reward_info", default=None
@@ -141,9 +175,9 @@ def _trajectory(file, results, simulation, tasks, tools):
     file,
     "tau2",
     simulation.get("id"),
-    [types.Message("system", system_prompt(results, ticket)), *seen],
+    messages,
     tools=tools,
-    task_id=task_id,
+    task_id=records.field(simulation, "task_id", str, place),
     reward=reward,
     success=None if reward is None else reward == 1,
   )
@@ -158,7 +192,9 @@ def _is_solo(results):
 def _tools(file, results):
   info = records.field(results, "info", dict, "results")
   environment = records.field(info, "environment_info", dict, "info")
-  domain = environment.get("domain_name")
+  domain = records.field(
+    environment, "domain_name", str, "environment_info", default=""
+  )
   tools = file.beside(f"domains/{domain}/tools.json") or []
   if not _is_solo(results):
     return tools
@@ -173,13 +209,19 @@ def _is_the_users_own(value):
   """What happens on the user's side: the agent never sees it."""
   return isinstance(value, dict) and (
     (value.get("role") == "tool" and value.get("requestor") == "user")
-    or (value.get("role") == "user" and bool(value.get("tool_calls")))
+    or (
+      value.get("role") == "user"
+      and bool(value.get("tool_calls"))
+      and not value.get("content")
+    )
   )
 
 
 def _as_openai(value):
   if isinstance(value, dict) and value.get("role") == "tool":
     return {**value, "tool_call_id": value.get("id")}
+  if isinstance(value, dict) and value.get("role") == "user":
+    return {k: v for k, v in value.items() if k != "tool_calls"}
   return value
 
 

@@ -31,8 +31,11 @@ def read(file: files.File) -> Iterator[types.Trajectory | files.Skip]:
   """One trajectory a `metadata.row_idx`; its rows follow each other."""
   for index, group in itertools.groupby(file.rows(), _row_index):
     rows = [row for _, row in group]
-    where = None if index is None else str(index)
-    yield chat.attempt(file, where, _trajectory, file, index, rows)
+    if isinstance(rows[0], files.Skip):
+      yield from rows
+    else:
+      where = None if index is None else str(index)
+      yield chat.attempt(file, where, _trajectory, file, index, rows)
 
 
 def commands(content: str) -> list[Any] | None:
@@ -50,6 +53,8 @@ def commands(content: str) -> list[Any] | None:
 
 def _row_index(numbered):
   row = numbered[1]
+  if isinstance(row, files.Skip):
+    return numbered[0]
   metadata = row.get("metadata") if isinstance(row, dict) else None
   return metadata.get("row_idx") if isinstance(metadata, dict) else None
 
@@ -61,15 +66,41 @@ def _trajectory(file, index, rows):
   request = records.field(row, "responses_create_params", dict, "row")
   history = responses.messages(request.get("input"))
   answer = records.field(row, "expected_answer", str, "row")
+  found = [*history, _turn(answer)]
+  for other in rows:
+    _check_nested(other, found)
   metadata = row["metadata"]
   return chat.trajectory(
     file,
     "terminus",
     index,
-    [*history, types.Message("assistant", answer)],
+    found,
     task_id=metadata.get("trial_name") or metadata.get("task"),
     extra={"metadata": {"harness": _harness(row, answer)}},
   )
+
+
+def _turn(answer):
+  thought, content = chat.split_think(answer)
+  return types.Message("assistant", content, reasoning=thought)
+
+
+def _check_nested(row, found):
+  """InputError where a row is no turn of the longest history."""
+  request = records.field(row, "responses_create_params", dict, "row")
+  history = responses.messages(request.get("input"))
+  answer = records.field(row, "expected_answer", str, "row")
+  said = [_spoken(m) for m in [*history, _turn(answer)]]
+  if said != [_spoken(m) for m in found[: len(said)]]:
+    turn = row["metadata"].get("turn_index")
+    raise errors.InputError(
+      f"metadata.turn_index {turn!r}: another history than that of the last"
+      " turn; expected its beginning"
+    )
+
+
+def _spoken(message):
+  return message.role, message.content.strip()
 
 
 def _harness(row, answer):

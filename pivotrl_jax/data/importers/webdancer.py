@@ -14,6 +14,7 @@ from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 from pivotrl_jax.data.importers import files
+from pivotrl_jax.data.importers import text_calls
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -25,8 +26,12 @@ def matches(value: Any) -> bool:
   """Whether a row is a ReAct conversation with Qwen-Agent functions."""
   return (
     isinstance(value, dict)
-    and isinstance(value.get("functions"), list)
     and isinstance(value.get("messages"), list)
+    and isinstance(value.get("functions"), list)
+    and any(
+      isinstance(tool, dict) and "name_for_model" in tool
+      for tool in value["functions"]
+    )
   )
 
 
@@ -43,14 +48,10 @@ def _trajectory(file, line, row):
     if message.role == "assistant":
       found.append(_turn(message, f"call_{i}", place))
     elif found and found[-1].tool_calls:
-      answer = _RESULT.search(message.content)
-      found.append(
-        types.Message(
-          "tool",
-          answer.group(1).strip() if answer else message.content,
-          tool_call_id=found[-1].tool_calls[0].id,
-        )
-      )
+      answer, around = text_calls.only(_RESULT, message.content, place)
+      said = filter(None, (answer and answer.group(1).strip(), around))
+      call_id = found[-1].tool_calls[0].id
+      found.append(types.Message("tool", "\n".join(said), tool_call_id=call_id))
     elif message.role == "user" and "<tools>" in message.content:
       tools = _tools(message.content, place)
       question = message.content.rpartition("\nUser: ")[2].strip()
@@ -63,12 +64,17 @@ def _trajectory(file, line, row):
 
 
 def _turn(message, call_id, place):
-  """Thinking, then one call or the answer."""
-  call = _CALL.search(message.content)
+  """Thinking, then one call or the answer; a cut call stays as context."""
+  call, around = text_calls.only(_CALL, message.content, place)
   if call is None:
-    answer = _ANSWER.search(message.content)
-    text = answer.group(1).strip() if answer else message.content
-    return types.Message("assistant", text, reasoning=message.reasoning)
+    answer, around = text_calls.only(_ANSWER, message.content, place)
+    said = filter(None, (answer and answer.group(1).strip(), around))
+    return types.Message(
+      "assistant",
+      "\n".join(said),
+      reasoning=message.reasoning,
+      context=message.context or "<tool_call>" in around,
+    )
   try:
     value = json.loads(call.group(1))
   except (ValueError, RecursionError) as error:
@@ -82,9 +88,10 @@ def _turn(message, call_id, place):
   )
   return types.Message(
     "assistant",
-    message.content[: call.start()].strip(),
+    around,
     reasoning=message.reasoning,
     tool_calls=(made,),
+    context=message.context,
   )
 
 
@@ -105,5 +112,5 @@ def _functions(row):
       "description": tool.get("description_for_model", ""),
       "parameters": tool.get("parameters", {}),
     }
-    for tool in row["functions"]
+    for tool in records.field(row, "functions", list, "row")
   ]

@@ -100,11 +100,11 @@ def test_everything_left_out_has_a_reason(testdata):
         if isinstance(item, importers.Skip):
           skips.setdefault(folder.name, []).append(item)
   assert {name: len(found) for name, found in skips.items()} == {
-    "harbor_atif": 3,  # Other agents' own formats, as examples.
+    "harbor_atif": 2,  # Other agents' own formats, as examples.
     "mini_swe_agent": 4,  # Timed out before the first turn.
     "nemo_gym": 4,  # deep_swe: no prompt.
     "openhands": 2,  # The same runs in two logs.
-    "tau2_bench": 37,  # The SFT rows once more as OpenAI JSONL.
+    "tau2_bench": 39,  # The SFT rows once more as OpenAI JSONL; two .toml.
   }
   assert all(s.reason and s.file for found in skips.values() for s in found)
 

@@ -111,22 +111,16 @@ _ROWS = {
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
   ),
   "tau_bench": (
-    [
-      {
-        "task_id": 1,
-        "trial": 0,
-        "reward": 0.0,
-        "traj": [
-          _SYSTEM,
-          _USER,
-          {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [_NESTED_CALL],
-          },
-        ],
-      }
-    ],
+    {
+      "task_id": 1,
+      "trial": 0,
+      "reward": 0.0,
+      "traj": [
+        _SYSTEM,
+        _USER,
+        {"role": "assistant", "content": None, "tool_calls": [_NESTED_CALL]},
+      ],
+    },
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
   ),
   "mini_swe_agent": (
@@ -169,6 +163,117 @@ _ROWS = {
       "kwargs": {"tools": [_FLAT_TOOL]},
     },
     types.Message("assistant", tool_calls=(_WANTED_CALL,)),
+  ),
+  "claude_code": (
+    [
+      {
+        "type": "user",
+        "uuid": "a",
+        "parentUuid": None,
+        "sessionId": "s",
+        "message": {"role": "user", "content": "q"},
+      },
+      {
+        "type": "assistant",
+        "uuid": "b",
+        "parentUuid": "a",
+        "sessionId": "s",
+        "message": {
+          "id": "m",
+          "role": "assistant",
+          "content": [
+            {"type": "thinking", "thinking": "why"},
+            {"type": "text", "text": "text"},
+            {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+          ],
+        },
+      },
+      {
+        "type": "user",
+        "uuid": "c",
+        "parentUuid": "b",
+        "sessionId": "s",
+        "message": {
+          "role": "user",
+          "content": [
+            {"type": "tool_result", "tool_use_id": "c1", "content": "1"}
+          ],
+        },
+      },
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "codex": (
+    [
+      {
+        "type": "session_meta",
+        "payload": {"id": "s", "base_instructions": {"text": "sys"}},
+      },
+      *(
+        {"type": "response_item", "payload": item}
+        for item in (
+          {"type": "message", "role": "user", "content": "q"},
+          {"type": "reasoning", "summary": [{"text": "why"}]},
+          {"type": "message", "role": "assistant", "content": "text"},
+          {
+            "type": "function_call",
+            "call_id": "c1",
+            "name": "f",
+            "arguments": '{"a": 1}',
+          },
+          {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        )
+      ),
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "openhands_events": (
+    [
+      {
+        "kind": "MessageEvent",
+        "source": "user",
+        "llm_message": {"role": "user", "content": "q"},
+      },
+      {
+        "kind": "ActionEvent",
+        "source": "agent",
+        "thought": [{"type": "text", "text": "text"}],
+        "reasoning_content": "why",
+        "tool_call_id": "c1",
+        "tool_call": {"id": "c1", "name": "f", "arguments": '{"a": 1}'},
+        "llm_response_id": "r",
+      },
+      {
+        "kind": "ObservationEvent",
+        "source": "environment",
+        "tool_call_id": "c1",
+        "observation": {"content": [{"type": "text", "text": "1"}]},
+      },
+    ],
+    types.Message(
+      "assistant", "text", reasoning="why", tool_calls=(_WANTED_CALL,)
+    ),
+  ),
+  "responses": (
+    {
+      "input": "q",
+      "output": [
+        {"type": "message", "role": "assistant", "content": "text"},
+        {
+          "type": "function_call",
+          "call_id": "c1",
+          "name": "f",
+          "arguments": '{"a": 1}',
+        },
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+      ],
+      "tools": [_FLAT_TOOL],
+    },
+    types.Message("assistant", "text", tool_calls=(_WANTED_CALL,)),
   ),
   "swe_agent": (
     {
@@ -510,24 +615,14 @@ def test_summarised_history_starts_anew(testdata):
   assert len(turns[3].prompt) == 2
 
 
-def test_restarted_attempt_is_skipped():
-  call = _ROWS["openhands"][0]
-  long = {**call, "messages": call["messages"] * 5}
-  rows = files.File(
-    "calls.jsonl", lambda: iter([(1, call), (2, long), (3, call)])
-  )
-  skip, trajectory = importers.IMPORTERS["openhands"][1](rows)
-  assert (skip.where, skip.reason) == ("2", "an attempt that was restarted")
-  assert len(trajectory.messages) == 2
-
-
 def _write(path, rows):
   text = "".join(json.dumps(row) + "\n" for row in rows).encode()
   path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
 
 
 def _config(**data):
-  filled = {"format": "auto", "path": "", "trajectories": 0, **data}
+  base = {"format": "auto", "path": "", "trajectories": 0, "tools": ""}
+  filled = {**base, **data}
   return ml_collections.ConfigDict({
       "domain": "tau", "seed": 0, "data": filled
   })  # fmt: skip
@@ -567,7 +662,8 @@ def test_format_chooses_among_the_files_of_a_folder(tmp_path):
   _write(tmp_path / "b.jsonl", [_ROWS["mirorl"][0]])
   taken, skip = importers.import_path(tmp_path, "openai")
   assert taken.id == "a:1"
-  assert (skip.file, skip.reason) == ("b.jsonl", "not of data.format openai")
+  assert skip.file == "b.jsonl"
+  assert skip.reason.startswith("not of data.format openai; found an object")
 
 
 def test_detect(tmp_path):
@@ -586,7 +682,7 @@ def test_detect(tmp_path):
     ({"path": ".", "format": "tau3"}, "data.format: 'tau3'; expected"),
     ({"format": "world", "trajectories": 1}, "'tau' has no mini world"),
     ({"path": "empty"}, "no trajectory imported"),
-    ({"path": "torn.jsonl"}, "torn.jsonl:2: truncated last line?"),
+    ({"path": "torn.jsonl"}, "no trajectory imported (truncated last line?"),
     ({"path": "rows.parquet"}, "rows.parquet: "),
   ],
 )
@@ -594,15 +690,12 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, data, wanted):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "empty").mkdir()
   whole = json.dumps(_ROWS["openai"][0])
-  (tmp_path / "torn.jsonl").write_text(f"{whole}\n{whole[:40]}")
+  (tmp_path / "torn.jsonl").write_text(whole[:40])
   (tmp_path / "rows.parquet").write_bytes(b"PAR1")
   with pytest.raises(errors.InputError) as raised:
     importers.run(_config(**data), tmp_path)
   assert wanted in str(raised.value)
   assert "\n" not in str(raised.value)
-  assert not (tmp_path / "trajectories.jsonl").exists() or data == {
-    "path": "empty"
-  }
 
 
 def test_world_demonstrations_succeed(tmp_path):
@@ -635,3 +728,157 @@ def test_parquet_rows_are_rows(tmp_path):
   ]
   assert len(chats[0]) == 3
   assert chats[0] == chats[1]
+
+
+def _changed(name, change):
+  row = copy.deepcopy(_ROWS[name][0])
+  change(row)
+  return row
+
+
+def _add(row, key, text):
+  row[key] += text
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "content"),
+  [
+    # What stands behind a call, or around an answer, is not lost.
+    (
+      "webdancer",
+      lambda row: _add(row["messages"][2], "content", "\nThen?"),
+      "Then?",
+    ),
+    (
+      "webdancer",
+      lambda row: row["messages"][2].update(
+        content="It is <answer>9</answer>, surely."
+      ),
+      "9\nIt is\n, surely.",
+    ),
+    (
+      "mirorl",
+      lambda row: row.update(response_str=f"Well.\n{_MCP[20:]}\nThen?"),
+      "Well.\nThen?",
+    ),
+    (
+      "smolagents",
+      lambda row: row["intermediate_steps"][2].update(content="I look."),
+      "I look.",
+    ),
+    # An entry without the agent's split keeps its text.
+    (
+      "swe_agent",
+      lambda row: row["history"][3].pop("thought"),
+      "look\n```\nls -a\n```",
+    ),
+  ],
+)
+def test_text_around_a_call_is_kept(name, change, content):
+  (trajectory,) = _read(name, _changed(name, change))
+  turns = [m for m in trajectory.messages if m.role == "assistant"]
+  assert turns[0].content == content
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "reason"),
+  [
+    (
+      "webdancer",
+      lambda row: _add(
+        row["messages"][2], "content", row["messages"][2]["content"]
+      ),
+      "messages[2]: 2 calls in one reply; expected one",
+    ),
+    (
+      "mirorl",
+      lambda row: _add(row, "prompt_str", f"{_MCP}{_MCP}\nuser\nq\n"),
+      "2 calls in one reply",
+    ),
+    (
+      "mirorl",
+      lambda row: row.update(prompt_str="Once " + row["prompt_str"]),
+      "prompt_str: 'Once system",
+    ),
+    (
+      "swe_smith",
+      lambda row: _add(row["messages"][2], "content", f"\n{_XML[5:]}"),
+      "2 calls in one reply",
+    ),
+    (
+      "smolagents",
+      lambda row: row["intermediate_steps"][1].update(images=["x"]),
+      "intermediate_steps[1].images",
+    ),
+    (
+      "nemo_gym_rollouts",
+      lambda row: row.update(
+        responses_create_params={"input": []},
+        instance_config={"agent_kwargs": ["x"]},
+      ),
+      "instance_config.agent_kwargs: ['x']; expected dict",
+    ),
+    (
+      "atif",
+      lambda row: row["steps"][0].update(tool_calls=[{"a": 1}]),
+      "steps[0].tool_calls",
+    ),
+    ("tau2", lambda row: row["info"].update(agent_info=3), "agent_info: 3"),
+  ],
+)
+def test_what_no_record_would_hold_is_named(name, change, reason):
+  (skip,) = _read(name, _changed(name, change))
+  assert reason in skip.reason
+
+
+@pytest.mark.parametrize(
+  ("name", "change"),
+  [
+    (
+      "webdancer",
+      lambda row: row["messages"][2].update(content='<tool_call>\n{"name": '),
+    ),
+    (
+      "swe_smith",
+      lambda row: row["messages"].append(
+        {"role": "assistant", "content": "<function=f>\n<param"}
+      ),
+    ),
+    ("mirorl", lambda row: _add(row, "prompt_str", "<use_mcp_tool>\nuser\n")),
+  ],
+)
+def test_a_call_that_is_cut_off_is_context(name, change):
+  row = _changed(name, change)
+  if "messages" in row:
+    row["messages"].append({"role": "assistant", "content": "9"})
+  (trajectory,) = _read(name, row)
+  turns = [m for m in trajectory.messages if m.role == "assistant"]
+  assert sum(m.context for m in turns) == 1
+  assert not turns[-1].context
+
+
+def test_a_turn_row_of_another_history_is_named():
+  first = copy.deepcopy(_ROWS["terminus"][0])
+  second = copy.deepcopy(first)
+  second["responses_create_params"]["input"] += [
+    {"role": "assistant", "content": "another reply"},
+    {"role": "user", "content": "2"},
+  ]
+  rows = files.File("r.jsonl", lambda: iter([(1, first), (2, second)]))
+  (skip,) = importers.IMPORTERS["terminus"][1](rows)
+  assert "metadata.turn_index 1: another history" in skip.reason
+  second["responses_create_params"]["input"][1]["content"] = _REPLY
+  (found,) = importers.IMPORTERS["terminus"][1](rows)
+  assert len(found.messages) == 4
+
+
+def test_a_simulation_by_itself_knows_its_outcome():
+  (simulation,) = copy.deepcopy(_ROWS["tau2"][0]["simulations"])
+  # A user who speaks and acts is heard.
+  simulation["messages"][4]["content"] = "One moment."
+  (found,) = _read("tau2", simulation)
+  assert [m.role for m in found.messages] == [
+    "assistant", "user", "assistant", "tool", "user",
+  ]  # fmt: skip
+  assert (found.success, found.task_id) == (True, "1")
+  assert not found.tools
