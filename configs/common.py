@@ -89,7 +89,7 @@ def _embedded(domain):
     remat=False,  # Recompute layers in the backward pass.
   )
   config.engine = _section(
-    batch_tokens=65536,  # Most trunk tokens of a sampling batch.
+    batch_tokens=65536,  # Most prompt tokens of a sampling batch, and kept.
     batch_rows=256,  # Most branches of a sampling batch.
   )
   config.warm_start = _section(
@@ -153,7 +153,7 @@ def _embedded(domain):
     importance_floor=0.0,
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
-    batch_tokens=1024,  # Trunk tokens of a device in a micro-batch, about.
+    batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.
@@ -163,6 +163,9 @@ def _embedded(domain):
     natural_groups=4,  # Groups measured then, and as many at random turns.
     natural_directions=8,  # Random directions of their scores.
     natural_damping=1.0,  # Of their Fisher matrix, in its mean eigenvalue.
+    # Steps between two comparisons with the reference policy (train/kl,
+    # ordering/, heldout/); 0 = never. Without kl_coef the others are spared it.
+    watch_every=1,
     watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
     watch_actions=8,  # Actions sampled on each from the reference.
   )

@@ -213,9 +213,7 @@ def profile(shape):
       base.SamplingParams(width, ()),
       range(index << 20, (index << 20) + len(prompts)),
     )
-    computed.append(
-      engine.stats.prefilled_tokens + engine.stats.decoded_slots
-    )
+    computed.append(engine.stats.prefilled_tokens + engine.stats.decoded_slots)
 
   figures = _timed(once)
   return figures | {

@@ -41,6 +41,8 @@ class TrainBatch:
     mask: `[M, B, N, A]` float32 weight of each action token in the loss.
     advantages: `[M, B, N]`.
     sampler_log_probs: `[M, B, N, A]` as the engine reported them.
+    left_out: `[M, B]` what rows that are not here, for they move nothing, add
+      to the divisor of the loss.
     old_log_probs: `[M, B, N, A]` under the trainer's policy before the first
       update on this batch; None where this is the first update.
     ref_log_probs: `[M, B, N, A]` under the reference policy, or None.
@@ -56,6 +58,7 @@ class TrainBatch:
   mask: jax.Array
   advantages: jax.Array
   sampler_log_probs: jax.Array
+  left_out: jax.Array
   old_log_probs: jax.Array | None = None
   ref_log_probs: jax.Array | None = None
 
@@ -173,16 +176,17 @@ def pack(
   Raises:
     ValueError: a prompt or an action has no room in the shape.
   """
-  lengths = np.array([len(a) for a in rows.actions])
-  longest = max(len(p) for p in rows.prompts)
+  lengths = np.array([len(a) for a in rows.actions], int)
+  longest = max((len(p) for p in rows.prompts), default=0)
   if shape is None:
     shape = plan(
         [(rows.prompts, lengths)], longest=longest, width=int(lengths.max()),
         **layout,
     )  # fmt: skip
-  if longest > shape.trie + 1 or lengths.max() > shape.width:
+  widest = lengths.max(initial=0)
+  if longest > shape.trie + 1 or widest > shape.width:
     raise ValueError(
-      f"a prompt of {longest} and an action of {lengths.max()} tokens;"
+      f"a prompt of {longest} and an action of {widest} tokens;"
       f" expected at most {shape.trie + 1} and {shape.width}"
     )
   lines = _lines(trees.order(rows.prompts), lengths, shape)
@@ -201,6 +205,7 @@ def pack(
     mask=np.zeros((*lead, n, a), np.float32),
     advantages=np.zeros((*lead, n), np.float32),
     sampler_log_probs=np.zeros((*lead, n, a), np.float32),
+    left_out=np.zeros(lead, np.float32),
   )
   where = np.zeros(len(rows.prompts), np.int64)
   for i, line in enumerate(lines):
@@ -271,7 +276,7 @@ def computed_tokens(batch: TrainBatch) -> int:
   """Tokens of tries and branches that a step computes, padding included."""
   used = np.flatnonzero(batch.mask.any((1, 2, 3)))
   line = batch.tries[0].size + batch.places[0].size
-  return int(used.max() + 1) * line
+  return int(used.max(initial=-1) + 1) * line
 
 
 def padding_share(batch: TrainBatch) -> float:

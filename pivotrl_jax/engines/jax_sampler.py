@@ -23,6 +23,7 @@ import numpy as np
 
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
+from pivotrl_jax.engines import prefix_cache
 from pivotrl_jax.models import qwen3
 
 
@@ -40,6 +41,11 @@ class Stats:
   prefilled_tokens: int = 0  # Of it, those computed, padding included.
   sampled_tokens: int = 0
   decoded_slots: int = 0  # Branch slots times steps, padding included.
+
+  @property
+  def computed_tokens(self) -> int:
+    """All that was computed."""
+    return self.prefilled_tokens + self.decoded_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +129,14 @@ class JaxSampler:
     self._params = None
     self._room: Room | None = None
     self._pool: Any = None
-    self._size = _PREFILLED[-1]  # Tokens of the pool.
-    # What the pool holds: a trie, and its prompts with the places where they
-    # leave it, those last asked for first.
-    self._trie: trees.Trie | None = None
-    self._held: list[tuple[np.ndarray, int]] = []
+    self._cache = prefix_cache.PrefixCache(_PREFILLED[-1])
     self.version = ""
     self.stats = Stats()
 
   def load(self, weights: Any, version: str) -> None:
     """Samples from `weights`, a Qwen3 params tree, from now on."""
     self._params = weights
-    self._held = []
+    self._cache.clear()
     self.version = version
 
   def prepare(
@@ -160,7 +162,7 @@ class JaxSampler:
       list(threads.map(lambda job: job(), jobs))
 
   def _warm_up_prefill(self):
-    pool, ends = self._empty_pool(), np.zeros(self._size, np.int32)
+    pool, ends = self._empty_pool(), np.zeros(self._cache.size, np.int32)
     for size in _PREFILLED:
       nothing = np.zeros(size, np.int32)
       pool = _prefill(
@@ -185,7 +187,7 @@ class JaxSampler:
 
   def _empty_pool(self):
     c = self._config
-    shape = (c.num_key_value_heads, self._size, c.head_dim)
+    shape = (c.num_key_value_heads, self._cache.size, c.head_dim)
     one = functools.partial(jnp.zeros, shape, self._model.dtype)
     return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
@@ -204,9 +206,11 @@ class JaxSampler:
   def _grow(self, tokens, longest):
     """Makes the pool hold `tokens`, or a part with the longest prompt."""
     tokens = max(longest, min(tokens, self._batch_tokens))
-    if tokens > self._size:
-      self._size = _round_up(tokens)
-      self._pool, self._held = None, []
+    if tokens > self._cache.size:
+      room = _round_up(tokens)
+      more = ((0, 0), (0, room - self._cache.size), (0, 0))
+      self._pool = jax.tree.map(lambda x: jnp.pad(x, more), self._pool)
+      self._cache.size = room
 
   def sample(
     self,
@@ -231,56 +235,31 @@ class JaxSampler:
     self._grow(longest if self._room else order.tokens(), longest)
     out: list[base.Completion | None] = [None] * len(prompts)
 
-    def cost(_, last, tokens):
-      del last
-      # As few parts as there may be, then as few tokens.
-      return np.where(tokens <= self._size, self._size + tokens, np.inf)
-
-    for run in trees.cut(order, cost):
-      trie = self._prefilled(prompts, order.part(run))
-      lines = _cut_lines(trie, order.part(run), room)
-      for group in _plan(lines, room):
+    for part in self._cache.parts(order):
+      trie = self._prefilled(prompts, part)
+      for group in _plan(_cut_lines(trie, part, room), room):
         for row, completion in self._run(group, room, prompts, sampling, seeds):
           out[row] = completion
     return out
 
-  def _prefilled(self, prompts, order):
-    """Fills the pool for a part of the prompts.
-
-    Returns:
-      Its trie, whose first rows are those of the part; it may hold others.
-    """
-    asked = [prompts[row] for row in order.rows]
-    held = self._held
-    # What was asked for longest ago goes first.
-    while held and (
-      trees.order([*asked, *(p for p, _ in held)]).tokens() > self._size
-    ):
-      held = held[: len(held) // 2]
-    known = [*asked, *(p for p, _ in held)]
-    trie = trees.build(known)
-    past = trees.leaves(trie)
-    kept = np.full(self._size, -1)
-    for new, (_, old) in zip(past[len(asked) :], held, strict=True):
-      kept[trees.above(trie, new)] = trees.above(self._trie, old)
+  def _prefilled(self, prompts, part):
+    """Fills the pool for a part of the prompts; the trie that it then holds."""
+    held = self._cache.hold(prompts, part)
     if self._pool is None:
       self._pool = self._empty_pool()
-    kept = kept[: len(trie.tokens)]
-    if (kept[kept >= 0] != np.flatnonzero(kept >= 0)).any():
-      source = np.zeros(self._size, np.int32)
-      source[: len(kept)] = np.maximum(kept, 0)
+    had = np.flatnonzero(held.source >= 0)
+    if (held.source[had] != had).any():
+      source = np.zeros(self._cache.size, np.int32)
+      source[had] = held.source[had]
       self._pool = _moved(self._pool, source)
-    self._prefill(trie, np.flatnonzero(kept < 0))
-    distinct = {p[:-1].tobytes(): (p, n) for p, n in zip(known, past)}
-    self._trie, self._held = trie, list(distinct.values())
-    return trie
+    self._prefill(held.trie, np.flatnonzero(held.source < 0))
+    return held.trie
 
   def _prefill(self, trie, places):
     """Computes the keys and values of some tokens of the pool's trie."""
-    ends = np.zeros(self._size, np.int32)
+    ends = np.zeros(self._cache.size, np.int32)
     ends[: len(trie.ends)] = trie.ends
-    while len(places):
-      size = next((n for n in _PREFILLED if n <= len(places)), _PREFILLED[-1])
+    for size in chunks(len(places)):
       now, places = places[:size], places[size:]
       chunk = np.zeros((3, size), np.int32)
       chunk[:, : len(now)] = trie.tokens[now], now, trie.depths[now]
@@ -384,6 +363,15 @@ class JaxSampler:
         for _ in range(c.num_hidden_layers)
       ),
     }
+
+
+def chunks(tokens: int) -> list[int]:
+  """The sizes in which so many tokens are prefilled, padding included."""
+  found = []
+  while tokens > 0:
+    found.append(next((n for n in _PREFILLED if n <= tokens), _PREFILLED[-1]))
+    tokens -= found[-1]
+  return found
 
 
 def _cut_lines(trie, order, room):

@@ -35,13 +35,13 @@ def train_step(
     state: before the step.
     batch: arrays `[M, B, ...]`.
     loss_fn: `(params, micro_batch) -> (loss sum, (metric sums, rows))`, with
-      "weight" among the sums and `rows` a dict of per-branch arrays `[B, N]`.
+      "weight" and "loss" among the sums, and `rows` a dict of per-branch
+      arrays `[B, N]`.
     tx: the optimizer.
     axis_name: the pmap axis to sum over, if any.
 
   Returns:
-    The next state; metrics, each a sum divided by "weight", with "grad_norm"
-    and "update_norm"; and rows `[M, B, N]` under the old parameters.
+    The next state; the metrics of `gradients` with "update_norm"; and rows `[M, B, N]` under the old parameters.
   """
   grads, metrics, rows = gradients(
     state.params, batch, loss_fn=loss_fn, axis_name=axis_name
@@ -66,8 +66,9 @@ def gradients(
   """The gradient of all micro-batches; see `train_step`.
 
   Returns:
-    The gradient; metrics, each a sum divided by "weight", with "grad_norm";
-    and rows `[M, B, N]`.
+    The gradient; metrics, each a sum divided by "weight" ("loss", as the
+    gradient, by all that rows left out add too), with "grad_norm"; and rows
+    `[M, B, N]`.
   """
 
   def one(micro):
@@ -78,8 +79,10 @@ def gradients(
   if axis_name is not None:
     grads, sums = jax.lax.psum((grads, sums), axis_name)
   weight = jnp.maximum(sums.pop("weight"), 1e-9)
-  grads = jax.tree.map(lambda x: x / weight, grads)
+  whole = weight + sums.pop("left_out", 0.0)
+  grads = jax.tree.map(lambda x: x / whole, grads)
   metrics = {name: value / weight for name, value in sums.items()}
+  metrics["loss"] = sums["loss"] / whole
   metrics["grad_norm"] = optax.tree.norm(grads)
   return grads, metrics, rows
 
@@ -277,6 +280,7 @@ def grpo_loss(
   )  # fmt: skip
   # The divisor counts actions or tokens, whatever importance weights say.
   sums |= parts | {"weight": grpo.divisor(flat(micro.mask), norm=loss_norm)}
+  sums["left_out"] = micro.left_out.sum()
   loss = surrogate
   if micro.ref_log_probs is not None:
     penalty, _ = grpo.kl_penalty(
