@@ -149,7 +149,7 @@ class JaxSampler:
   ) -> None:
     """See `engines.base.Engine`."""
     self._room = self._fitting(lengths, prompts, rows)
-    self._grow(sum(sorted(lengths)[-prompts:]), max(lengths))
+    self._grow(pool_size(lengths, prompts, self._batch_tokens))
     jobs = [self._warm_up_prefill]
     for length in self._room.lengths:
       shapes = self._room.shapes(length)
@@ -203,9 +203,8 @@ class JaxSampler:
       tokens=self._batch_tokens,
     )
 
-  def _grow(self, tokens, longest):
-    """Makes the pool hold `tokens`, or a part with the longest prompt."""
-    tokens = max(longest, min(tokens, self._batch_tokens))
+  def _grow(self, tokens):
+    """Makes the pool hold so many, and keep what it holds."""
     if tokens > self._cache.size:
       room = _round_up(tokens)
       more = ((0, 0), (0, room - self._cache.size), (0, 0))
@@ -232,7 +231,8 @@ class JaxSampler:
       distinct = 1 + int((order.lengths > order.shared).sum())
       rows = -(-len(prompts) // distinct)
       room = self._fitting(order.lengths.tolist(), distinct, rows)
-    self._grow(longest if self._room else order.tokens(), longest)
+    wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
+    self._grow(max(longest, wanted))
     out: list[base.Completion | None] = [None] * len(prompts)
 
     for part in self._cache.parts(order):
@@ -363,6 +363,18 @@ class JaxSampler:
         for _ in range(c.num_hidden_layers)
       ),
     }
+
+
+def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
+  """Tokens to hold for calls with so many prompts of these lengths.
+
+  Args:
+    lengths: of the longest prompts that share their beginnings.
+    prompts: most of a call.
+    most: tokens, but room for the longest prompt.
+  """
+  wanted = max(max(lengths), min(sum(sorted(lengths)[-prompts:]), most))
+  return _round_up(wanted)
 
 
 def chunks(tokens: int) -> list[int]:
