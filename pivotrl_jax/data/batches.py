@@ -122,18 +122,18 @@ def plan(
     width: of the longest action of any step.
     micro_batches: least M, gradient accumulation steps.
     multiple_of: B, the device count.
-    batch_tokens: prompt tokens of a line: half of them to all, but room for
-      the longest prompt.
+    batch_tokens: prompt tokens of a line: half of them to all; where the
+      longest prompt has more, once to twice as many as it.
   """
   forests = [(p, trees.order(p), np.asarray(sizes)) for p, sizes in steps]
   least = max(order.tokens() for _, order, _ in forests)
   tokens = max(lengths.sum() for _, _, lengths in forests)
   mean = np.mean(np.concatenate([lengths for _, _, lengths in forests]))
   best, least_cost = None, np.inf
+  # Lines that hold no more than the longest prompt would share little.
+  most = batch_tokens if batch_tokens >= longest else 2 * longest
   for trie, share in itertools.product(
-    np.linspace(
-      max(longest, batch_tokens // 2), max(longest, batch_tokens), _TRIED
-    ),
+    np.linspace(max(longest, batch_tokens // 2), max(most, longest), _TRIED),
     np.linspace(1.0, 2.0, _TRIED),
   ):
     branch = tokens * min(share * trie / max(least, 1), 1)

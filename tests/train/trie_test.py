@@ -69,7 +69,7 @@ def _separate(rows):
 
 def _params():
   boxed = qwen3.init_params(TINY, jax.random.key(0))
-  return jax.tree.map(lambda x: 3 * x, nn.unbox(boxed))
+  return nn.unbox(boxed)
 
 
 def _step(dtype="float32", attention="auto", tx=None):
@@ -115,7 +115,7 @@ def test_twenty_steps_are_those_of_separate_sequences(dtype, longest, atol):
   trie, separate = (s.params for s in states)
   moved = optax.tree.norm(optax.tree.sub(separate, start))
   apart = optax.tree.norm(optax.tree.sub(trie, separate))
-  assert moved > 0.1
+  assert moved > 1.0
   assert apart < {"float32": 1e-5, "bfloat16": 0.03}[dtype] * moved
 
 
