@@ -3,13 +3,15 @@
 Counts only: nothing is sampled. `benchmark.py --work=sharing` prints it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import itertools
 import pathlib
 
 import numpy as np
 
 from configs import common
 from pivotrl_jax import errors
+from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.data import trees
@@ -27,7 +29,8 @@ def sharing(
 
   Args:
     path: a file or folder, as `data.path`.
-    trajectories: the first so many that have candidates; 0 = all.
+    trajectories: the first so many, failed ones included, whose prompts are
+      not; 0 = all.
     most: tokens of a prompt, longer ones are left out.
 
   Returns:
@@ -40,11 +43,13 @@ def sharing(
     InputError: no prompt is in it.
   """
   tokenizer = policy.load_tokenizer(policy.MINI)
-  found = []
-  for turns in _prompts(path, tokenizer, most):
-    found.append(turns)
-    if len(found) == trajectories:
-      break
+  read = (
+    item
+    for item in importers.import_path(path)
+    if not isinstance(item, importers.Skip)
+  )
+  taken = itertools.islice(read, trajectories or None)
+  found = list(_prompts(taken, tokenizer, most))
   prompts = [prompt for turns in found for prompt in turns]
   if not prompts:
     raise errors.InputError(
@@ -67,11 +72,13 @@ def sharing(
 
 
 def _prompts(
-  path: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer, most: int
+  trajectories: Iterable[types.Trajectory],
+  tokenizer: tokenizer_lib.Tokenizer,
+  most: int,
 ) -> Iterator[list[np.ndarray]]:
   """The prompts of each trajectory that did not fail."""
-  for trajectory in importers.import_path(path):
-    if isinstance(trajectory, importers.Skip) or trajectory.success is False:
+  for trajectory in trajectories:
+    if trajectory.success is False:
       continue
     turns = []
     for candidate in candidates.candidates(trajectory):
