@@ -2,11 +2,14 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -16,15 +19,35 @@ from pivotrl_jax.engines import policy
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+# Each run is a process of its own, forked where what `main` imports already is:
+# the imports are most of such a run.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([
+    "absl.app", "ml_collections.config_flags", "pivotrl_jax.config_check",
+    "pivotrl_jax.progress", "pivotrl_jax.chat.render", "pivotrl_jax.envs.swe",
+])  # fmt: skip
+
+
+def _main(arguments, environment, output):
+  """`python -m pivotrl_jax.main`, its standard error in a file."""
+  os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+  os.environ.update(environment)
+  os.chdir(ROOT)
+  sys.argv = ["main", *arguments]
+  runpy.run_module("pivotrl_jax.main", run_name="__main__", alter_sys=True)
+
+
 def _run(workdir, *args, config="configs/swe.py:tiny", **environment):
-  return subprocess.run(
-      [
-          sys.executable, "-m", "pivotrl_jax.main", f"--config={config}",
-          f"--workdir={workdir}", *args,
-      ],
-      cwd=ROOT, capture_output=True, text=True, check=False,
-      env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-  )  # fmt: skip
+  arguments = [f"--config={config}", f"--workdir={workdir}", *args]
+  with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+    process = _FORKS.Process(
+      target=_main, args=(arguments, environment, output.name)
+    )
+    process.start()
+    process.join()
+    return subprocess.CompletedProcess(
+      arguments, process.exitcode, stderr=output.read()
+    )
 
 
 def _one_line(done, *parts):

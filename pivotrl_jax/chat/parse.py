@@ -13,6 +13,7 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import markers
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.data import records
 from pivotrl_jax.engines import base
 
 _OPEN, _CLOSE = markers.TOOL_CALL, markers.END_TOOL_CALL
@@ -55,7 +56,7 @@ def parse(
     opened: the prompt has opened the thinking. Else a `</think>` that nothing
       opened still tells that it had.
   """
-  if not opened and text.lstrip().startswith("{") and _is_json(text):
+  if not opened and text.lstrip().startswith("{") and records.is_json(text):
     return types.Message("assistant", text.strip("\n"))
   reasoning, body = _split_thinking(text, opened)
   if body is None:
@@ -113,14 +114,6 @@ def _shown(said, hidden):
       for c in said.tool_calls
     ),
   )
-
-
-def _is_json(text):
-  try:
-    json.loads(text)
-  except (ValueError, RecursionError):
-    return False
-  return True
 
 
 def _split_thinking(text, opened):

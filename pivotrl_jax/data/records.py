@@ -77,6 +77,15 @@ def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
   return errors.InputError(f"{path}: cannot read: {reason}")
 
 
+def is_json(text: str) -> bool:
+  """Whether a text is one JSON value."""
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
 def decode(text: bytes, place: str, *, truncated: bool = False) -> Any:
   """JSON of UTF-8 `text`, a byte order mark or not; InputError names `place`."""
   try:

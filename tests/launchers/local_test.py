@@ -148,7 +148,7 @@ def test_a_failure_is_one_line_with_its_cause_and_the_others_go_on(tmp_path):
   launcher = _start(tmp_path, runs, "--tries=2")
   shot = set()
   for _ in range(2):  # A killed process may be seen for a moment longer.
-    _until(lambda: _runs(tmp_path / "killed") - shot)
+    _until(lambda dead=frozenset(shot): _runs(tmp_path / "killed") - dead)
     shot |= _runs(tmp_path / "killed")
     processes.kill(shot)
   code, table, stderr = _end(launcher)

@@ -297,16 +297,30 @@ def parsed(value: Any, place: str) -> Any:
 
 
 def arguments_text(value: Any, place: str = "arguments") -> str:
-  """Arguments as the JSON text that a model would write; "{}" for none."""
+  """Arguments as the JSON text that a model would write; "{}" for none.
+
+  An object that was made JSON text twice is taken out of the outer text.
+  """
   if value is None or (isinstance(value, str) and not value.strip()):
     return "{}"
   if isinstance(value, str):
-    return value
+    inner = _decoded(value) if value.lstrip().startswith('"') else None
+    return inner if isinstance(_decoded(inner), dict) else value
   if not isinstance(value, dict):
     raise errors.InputError(
       f"{place}: {value!r:.80}; expected an object or its JSON text"
     )
   return json.dumps(value, ensure_ascii=False)
+
+
+def _decoded(value):
+  """JSON text as a value; None for all else."""
+  if not isinstance(value, str):
+    return None
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError):
+    return None
 
 
 def text(

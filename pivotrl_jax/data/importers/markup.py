@@ -5,13 +5,14 @@ others `<function=NAME>`; gpt-oss writes Harmony's `<|channel|>` tokens.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import re
 from typing import Any
 
 from pivotrl_jax import errors
 from pivotrl_jax import types
+from pivotrl_jax.data import records
 from pivotrl_jax.data.importers import chat
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -19,7 +20,7 @@ _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 # The innermost: a sentence before it may speak of the tag.
 _TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*)</tools>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(
   r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL
 )
@@ -34,8 +35,18 @@ _FOREIGN_CALLS = (
 )  # fmt: skip
 
 
-def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
+# A function's name and its parameters as text -> its arguments.
+Typed = Callable[[str, dict[str, str]], dict[str, Any]]
+
+
+def calls(
+  text: str, place: str, typed: Typed
+) -> tuple[str, tuple[types.ToolCall, ...]]:
   """`(text before, calls)` of a turn with `<tool_call>` elements.
+
+  Args:
+    text, place: the turn, and where it is.
+    typed: reads the parameters of `<function=NAME>` elements inside.
 
   Raises:
     errors.InputError: an element that is cut off or no call, text behind one,
@@ -49,7 +60,7 @@ def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
           f" tool_calls or {_OPEN}"
         )
     return text, ()
-  if text.lstrip().startswith("{") and _is_json(text):
+  if text.lstrip().startswith("{") and records.is_json(text):
     return text, ()  # An answer in JSON, whatever its strings hold.
   before = text.partition(_OPEN)[0]
   behind = _BLOCK.sub("", text[len(before) :])
@@ -61,42 +72,45 @@ def calls(text: str, place: str) -> tuple[str, tuple[types.ToolCall, ...]]:
   found = [
     made
     for n, block in enumerate(_BLOCK.findall(text))
-    for made in _block(block, f"{place}.tool_call[{n}]")
+    for made in _block(block, f"{place}.tool_call[{n}]", typed)
   ]
   return before.strip(), tuple(found)
 
 
 def function_calls(
-  text: str, place: str, kinds: dict[str, dict[str, Any]]
+  text: str, place: str, typed: Typed
 ) -> tuple[str, tuple[types.ToolCall, ...]]:
   """`(text before, calls)` of a turn with `<function=NAME>` elements.
 
   Args:
     text, place: the turn, and where it is.
-    kinds: JSON schemas of the parameters, by function.
+    typed: reads their parameters.
   """
-  first = _FUNCTION.search(text)
+  first = FUNCTION.search(text)
   if first is None:
     return text, ()
-  behind = _FUNCTION.sub("", text[first.start() :]).strip()
+  behind = FUNCTION.sub("", text[first.start() :]).strip()
   if behind:
     raise errors.InputError(
       f"{place}: {behind[:40]!r} behind a call; expected it at the end"
     )
   made = []
-  for name, body in _FUNCTION.findall(text):
-    properties = kinds.get(name, {}).get("properties", {})
+  for name, body in FUNCTION.findall(text):
     left = _PARAMETER.sub("", body).strip()
     if left:
       raise errors.InputError(
         f"{place}: {left[:40]!r} in a call of {name}; expected parameters"
       )
-    arguments = {
-      key: _typed(value, properties.get(key, {}).get("type"))
-      for key, value in _PARAMETER.findall(body)
-    }
+    arguments = typed(name, dict(_PARAMETER.findall(body)))
     made.append(types.ToolCall(name, chat.arguments_text(arguments)))
   return text[: first.start()].strip(), tuple(made)
+
+
+def typed(arguments: dict[str, str], schema: Any) -> dict[str, Any]:
+  """Parameters as the types that a schema declares, where they can be so."""
+  properties = schema.get("properties") if isinstance(schema, dict) else None
+  kinds = properties if isinstance(properties, dict) else {}
+  return {key: _typed(text, kinds.get(key)) for key, text in arguments.items()}
 
 
 def tools(text: str) -> tuple[str, list[Any]]:
@@ -153,10 +167,10 @@ def channel(value: dict[str, Any], place: str) -> str | None:
   return found
 
 
-def _block(block, place):
+def _block(block, place, typed):
   """The calls of one element: JSON, a Python literal, or `<function=`."""
   if "<function=" in block:
-    before, made = function_calls(block.strip(), place, {})
+    before, made = function_calls(block.strip(), place, typed)
     if not made or before:
       raise errors.InputError(f"{place}: {block.strip()[:60]!r}; not a call")
     return made
@@ -185,19 +199,12 @@ def _values(text: str) -> list[Any]:
   return found
 
 
-def _typed(text, kind):
+def _typed(text, schema):
   """A parameter's text as its declared type, if it can be read so."""
+  kind = schema.get("type") if isinstance(schema, dict) else None
   if kind in (None, "string"):
     return text
   try:
     return json.loads(text)
   except (ValueError, RecursionError):
     return text
-
-
-def _is_json(text):
-  try:
-    json.loads(text)
-  except (ValueError, RecursionError):
-    return False
-  return True

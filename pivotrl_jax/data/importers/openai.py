@@ -269,8 +269,11 @@ def _given(tools, arrow) -> turns.Given:
     tool["function"]["name"]: tool["function"].get("parameters") or {}
     for tool in tools
   }
-  return lambda name, arguments: _without_filled(
-    arguments, schemas.get(name, {}), arrow, outermost=True
+  return turns.Given(
+    lambda name, arguments: _without_filled(
+      arguments, schemas.get(name, {}), arrow, outermost=True
+    ),
+    lambda name, arguments: markup.typed(arguments, schemas.get(name)),
   )
 
 

@@ -63,11 +63,12 @@ def is_item(value: Any) -> bool:
 
 
 def matches(value: Any) -> bool:
-  """Whether a row is a request's items and those that followed it."""
+  """Whether a row is a request's items, and those that followed it if any."""
   if isinstance(value, list):
     return any(is_item(item) and item["type"] != "message" for item in value)
-  return isinstance(value, dict) and any(
-    is_item(item) for item in _output(value)
+  return isinstance(value, dict) and (
+    any(is_item(item) for item in _output(value))
+    or (isinstance(value.get("input"), list) and matches(value["input"]))
   )
 
 

@@ -17,7 +17,6 @@ from pivotrl_jax.data.importers import files
 from pivotrl_jax.data.importers import markup
 from pivotrl_jax.data.importers import swe_agent
 
-_CALL = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
 _TOOLS_START = "\n\nYou have access to the following functions:"
 _TOOL = re.compile(
   r"---- BEGIN FUNCTION #\d+: (\S+) ----\nDescription: (.*?)"
@@ -49,7 +48,8 @@ def _is_xml_chat(value):
       isinstance(m, dict)
       and m.get("role") == "assistant"
       and isinstance(m.get("content"), str)
-      and _CALL.search(m["content"])
+      and "<tool_call>" not in m["content"]
+      and markup.FUNCTION.search(m["content"])
       for m in value["messages"]
     )
   )
@@ -87,7 +87,11 @@ def _trajectory(file, line, row):
 def _turn(message, tools, call_id):
   """A reply; one whose call is cut off stays as context."""
   kinds = {tool["name"]: tool["parameters"] for tool in tools}
-  text, calls = markup.function_calls(message.content, call_id, kinds)
+  text, calls = markup.function_calls(
+    message.content,
+    call_id,
+    lambda name, given: markup.typed(given, kinds.get(name)),
+  )
   if len(calls) > 1:
     raise errors.InputError(
       f"{call_id}: {len(calls)} calls in one reply; expected one"

@@ -50,9 +50,21 @@ _RESULT_IDS = ("tool_call_id", "tool_use_id", "call_id")
 _RESULT_NAMES = ("name", "tool_name")
 _CHANNEL_KEYS = ("channel", "recipient", "content_type")
 
-# `(name, arguments)` of a call that a log has as an object -> the arguments
-# without what a table filled in.
-Given = Callable[[str, dict[str, Any]], dict[str, Any]] | None
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """What a row's tools tell of the arguments of a call.
+
+  Attributes:
+    whole: a name and an object -> the object without what a table filled in.
+    typed: a name and parameters in text -> parameters of the declared types.
+  """
+
+  whole: Callable[[str, dict[str, Any]], dict[str, Any]]
+  typed: markup.Typed
+
+
+AS_WRITTEN = Given(lambda _, given: given, lambda _, given: dict(given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +83,7 @@ class _Piece:
 
 
 def messages(
-  values: Any, place: str, given: Given = None
+  values: Any, place: str, given: Given = AS_WRITTEN
 ) -> list[types.Message]:
   """The messages of a chat, each result with the id of its call.
 
@@ -88,7 +100,7 @@ def messages(
 
 
 def placed_messages(
-  placed: Iterable[tuple[str, Any]], place: str, given: Given = None
+  placed: Iterable[tuple[str, Any]], place: str, given: Given = AS_WRITTEN
 ) -> list[types.Message]:
   """`messages` of values that come with their places."""
   pieces: list[_Piece] = []
@@ -215,7 +227,7 @@ def _call(value, place, given):
   _refuse(value, place)
   content = _content(value, place)
   if isinstance(content, str) and "<tool_call>" in content:
-    calls = markup.calls(content, f"{place}.content")[1]
+    calls = markup.calls(content, f"{place}.content", given.typed)[1]
   else:
     calls = _calls(content, f"{place}.content", given)
   if not calls:
@@ -231,7 +243,7 @@ def _calls(value: Any, place: str, given: Given) -> tuple[types.ToolCall, ...]:
   value = chat.parsed(value, place)
   found = value if isinstance(value, list) else [value]
   return tuple(
-    chat.tool_call(one, f"{place}[{n}]", given=given)
+    chat.tool_call(one, f"{place}[{n}]", given=given.whole)
     for n, one in enumerate(found)
   )
 
@@ -267,7 +279,7 @@ def _of_channel(channel, value, content, place, given):
     return _turn(value, content, place, given)
   name = str(recipient).removeprefix("functions.")
   call = chat.tool_call(
-    {"name": name, "arguments": said.strip()}, place, given=given
+    {"name": name, "arguments": said.strip()}, place, given=given.whole
   )
   return types.Message("assistant", tool_calls=(call,))
 
@@ -280,7 +292,7 @@ def _turn(value, content, place, given):
     thought, said = chat.split_think(content or "")
     if said.lstrip().startswith("<think>"):
       raise errors.InputError(f"{place}.content: <think> is never closed")
-    said, written = markup.calls(said, f"{place}.content")
+    said, written = markup.calls(said, f"{place}.content", given.typed)
     thoughts.append(thought)
   else:
     said, written = _blocks(content, place, given, thoughts)
@@ -317,7 +329,7 @@ def _blocks(content, place, given, thoughts):
   thoughts.append(thought)
   if calls:
     return text, tuple(calls)
-  return markup.calls(text, f"{place}.content")
+  return markup.calls(text, f"{place}.content", given.typed)
 
 
 def _parts(content, place):

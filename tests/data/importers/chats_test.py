@@ -283,6 +283,24 @@ _READ = {
     },
     [("user", "q"), ("f", '{"a": "x"}')],
   ),
+  "qwen coder, by the types of its schema": (
+    _said(
+      {"role": "assistant",
+       "content": "<tool_call><function=f><parameter=a>1</parameter>"
+       "</function></tool_call>"},
+      _result(),
+    )
+    | {"tools": [{"name": "f", "parameters": {"type": "object", "properties": {
+        "a": {"type": "integer"}}}}]},
+    _ONE_CALL,
+  ),
+  "arguments made text twice": (
+    _said(
+      _native({"name": "f", "arguments": json.dumps('{"a": 1}')}),
+      _result(tool_call_id="c0"),
+    ),
+    _ONE_CALL,
+  ),
   "harmony": (
     _said(
       {"role": "assistant", "channel": "commentary", "content": '{"a": 1}',
@@ -372,7 +390,8 @@ def _short(trajectory):
 @pytest.mark.parametrize("name", _READ)
 def test_read(name):
   row, wanted = _READ[name]
-  assert importers.IMPORTERS["openai"][0](row)
+  kinds = importers.IMPORTERS.items()
+  assert next(kind for kind, (known, _) in kinds if known(row)) == "openai"
   (trajectory,), skips = _read(row)
   assert list(_short(trajectory)) == wanted
   assert not skips

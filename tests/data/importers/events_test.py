@@ -749,6 +749,10 @@ def test_responses_rows(tmp_path):
   ]
   assert found.success is True
   assert _reasons(skips) == ["r.jsonl None: columns not read: mood"]
+  # What an agent sends with its last request is the same.
+  whole = {**row, "input": items, "output": None}
+  (same,), _ = _import(tmp_path, {"r.jsonl": [whole]})
+  assert same.messages == found.messages
   _, (skip,) = _import(
     tmp_path, {"r.jsonl": [{**row, "input": [], "instructions": None}]}
   )
