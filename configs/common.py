@@ -91,7 +91,7 @@ def _embedded(domain):
   )
   config.engine = _section(
     name="jax",  # jax (in this process) | sglang (servers at engine.urls).
-    batch_tokens=65536,  # jax: most trunk tokens of a sampling batch.
+    batch_tokens=65536,  # jax: most prompt tokens of a batch, and kept.
     batch_rows=256,  # jax: most branches of a sampling batch.
     # The rest is for sglang; its keys: $PIVOTRL_SGLANG_KEY, .._ADMIN_KEY.
     urls="http://127.0.0.1:30000",  # Servers, with commas between.
@@ -172,7 +172,7 @@ def _embedded(domain):
     mismatch_warning=0.1,  # Of the 99th percentile of that gap; 0 = none.
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
-    batch_tokens=1024,  # Trunk tokens of a device in a micro-batch, about.
+    batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.
@@ -182,6 +182,9 @@ def _embedded(domain):
     natural_groups=4,  # Groups measured then, and as many at random turns.
     natural_directions=8,  # Random directions of their scores.
     natural_damping=1.0,  # Of their Fisher matrix, in its mean eigenvalue.
+    # Steps between two comparisons with the reference policy (train/kl,
+    # ordering/, heldout/); 0 = never. Without kl_coef the others are spared it.
+    watch_every=1,
     watch_prompts=4,  # Held-out prompts whose order is watched; 0 = none.
     watch_actions=8,  # Actions sampled on each from the reference.
   )

@@ -3,11 +3,16 @@
   python launchers/benchmark.py                        # the table
   python launchers/benchmark.py --peers=trl,hf --peer_python=torchenv/bin/python
   python launchers/benchmark.py --work=grpo_step --shape=4,8,256,64 --json=F
+  python launchers/benchmark.py --work=loss --shape=2,16,1024,64 --model=5m \
+      --peers=separate,prefix_grouper --peer_python=prefix_grouper=PYTHON
+  python launchers/benchmark.py --work=sharing --data=PATH --json=F
   python launchers/benchmark.py --table=gpu            # the table of a GPU
 
 Every row runs in a process of its own, so that its peak memory is its own;
 peers alternate with us and medians are compared. Weights are random, no
-token ends an action, so that everybody computes the same shapes.
+token ends an action, so that everybody computes the same shapes. The peer
+`separate` is our own code on prompts that share nothing: what is gained by
+sharing is its time over ours, at most rho, the separate over the least tokens.
 """
 
 import dataclasses
@@ -34,7 +39,9 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import common
+from launchers import sharing
 from pivotrl_jax import compilations
+from pivotrl_jax import errors
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
@@ -48,7 +55,7 @@ from pivotrl_jax.train import step as step_lib
 _WORK = flags.DEFINE_enum(
   "work",
   "",
-  ["", "grpo_step", "profile", "loss", "decode", "natural"],
+  ["", "grpo_step", "profile", "loss", "decode", "natural", "sharing"],
   "One row; '' = the table.",
 )
 _TABLE = flags.DEFINE_enum("table", "cpu", ["cpu", "gpu"], "For which machine.")
@@ -60,10 +67,20 @@ _MODEL = flags.DEFINE_enum(
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
 _ATTENTION = flags.DEFINE_enum("attention", "auto", attention.BODIES, "")
 _STEPS = flags.DEFINE_integer("steps", 5, "Measured steps after the warm-up.")
-_PEERS = flags.DEFINE_list("peers", [], "Peers to run: trl, hf, tunix.")
-_PEER_PYTHON = flags.DEFINE_string(
-  "peer_python", sys.executable, "Interpreter that has the peers."
+_PEERS = flags.DEFINE_list(
+  "peers", [], "Peers to run: trl, hf, tunix, prefix_grouper, separate."
 )
+_PEER_PYTHON = flags.DEFINE_list(
+  "peer_python",
+  [sys.executable],
+  "Interpreter that has the peers; PEER=PYTHON where one has another.",
+)
+_SEPARATE = flags.DEFINE_bool("separate", False, "No two rows share a token.")
+_DATA = flags.DEFINE_string("data", "", "File or folder to count, of sharing.")
+_TRAJECTORIES = flags.DEFINE_integer(
+  "trajectories", 60, "The first so many of it; 0 = all."
+)
+_MOST = flags.DEFINE_integer("max_prompt_tokens", 32768, "Of its prompts.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Processes a row and peer.")
 
 _WARMUP = 2
@@ -127,6 +144,8 @@ TABLES = {
     Row("grpo_step", (1, 16, 4096, 64), peers=("trl",)),
     Row("grpo_step", (1, 8, 4096, 64)),
     Row("profile", (16, 8, 4096, 64), peers=("hf",)),
+    Row("loss", (2, 16, 1024, 64), peers=("prefix_grouper", "separate")),
+    Row("loss", (1, 16, 4096, 64), peers=("prefix_grouper", "separate")),
     Row("loss", (1, 16, 512, 64), model="1024"),
     Row("decode", (1, 16, 512, 64), model="1024"),
     Row("natural", (16, 8, 384, 36), model="mini"),
@@ -182,7 +201,7 @@ def grpo_step(shape):
     state, metrics, _ = step(state, batch)
     jax.block_until_ready((state, metrics))
     computed.append(
-      engine.stats.padded_trunk_tokens
+      engine.stats.prefilled_tokens
       + engine.stats.decoded_slots
       + batches.computed_tokens(batch)
     )
@@ -192,6 +211,7 @@ def grpo_step(shape):
     "seconds_per_step": figures["seconds"],
     "tokens_computed": computed[-1],
     "tokens_least": 2 * pivots * (length + size * width),
+    "tokens_separate": 2 * pivots * size * (length + width),
   }
 
 
@@ -208,20 +228,22 @@ def profile(shape):
     ids = rng.integers(3, config.vocab_size, length).astype(np.int32)
     ends = [length * (t + 1) // turns for t in range(turns)]
     prompts = [ids[:end] for end in ends for _ in range(size)]
+    prompts = _apart(prompts) if _SEPARATE.value else prompts
     engine.sample(
       prompts,
       base.SamplingParams(width, ()),
       range(index << 20, (index << 20) + len(prompts)),
     )
-    computed.append(
-      engine.stats.padded_trunk_tokens + engine.stats.decoded_slots
-    )
+    computed.append(engine.stats.prefilled_tokens + engine.stats.decoded_slots)
 
   figures = _timed(once)
   return figures | {
     "candidates_per_second": turns / figures["seconds"],
     "tokens_computed": computed[-1],
     "tokens_least": length + turns * size * width,
+    "tokens_separate": sum(
+      size * (length * (t + 1) // turns + width) for t in range(turns)
+    ),
   }
 
 
@@ -243,12 +265,17 @@ def loss(shape):
   rewards = rng.integers(0, 2, (pivots, size)).astype(np.float32)
   batch = _pack(rows, sampled, rewards)
   computed = batches.computed_tokens(batch)
-  micro = jax.device_put(jax.tree.map(lambda x: x[0], batch))
+  micros = [
+    jax.device_put(jax.tree.map(lambda x, m=m: x[m], batch))
+    for m in np.flatnonzero(batch.mask.any((1, 2, 3)))
+  ]
   gradient = jax.jit(jax.grad(_loss_fn(config), has_aux=True))
+  add = jax.jit(functools.partial(jax.tree.map, jnp.add))
 
   def once(index):
     del index
-    jax.block_until_ready(gradient(params, micro))
+    total, *others = (gradient(params, micro)[0] for micro in micros)
+    jax.block_until_ready(functools.reduce(add, others, total))
 
   figures = _timed(once)
   work = 3 * forward_flops(config, pivots, size, length, width)
@@ -260,6 +287,7 @@ def loss(shape):
     "share_of_peak": work / figures["seconds"] / peak,
     "tokens_computed": computed,
     "tokens_least": pivots * (length + size * width),
+    "tokens_separate": pivots * size * (length + width),
   }
 
 
@@ -296,6 +324,7 @@ def decode(shape):
     "share_of_bandwidth": least / step / peak,
     "tokens_computed": pivots * size,
     "tokens_least": pivots * size,
+    "tokens_separate": pivots * size,
   }
 
 
@@ -377,6 +406,7 @@ def natural_steps(shape):
     / (knobs.train.natural_every * medians["adam"]),
     "tokens_computed": batches.computed_tokens(batch),
     "tokens_least": pivots * (length + size * width),
+    "tokens_separate": pivots * size * (length + width),
   }
 
 
@@ -441,7 +471,13 @@ def _shortest(run):
 def _prompts(config, rng, pivots, size, length):
   """`size` rows of each of `pivots` prompts of random tokens."""
   prompts = rng.integers(3, config.vocab_size, (pivots, length))
-  return [p for p in prompts.astype(np.int32) for _ in range(size)]
+  rows = [p for p in prompts.astype(np.int32) for _ in range(size)]
+  return _apart(rows) if _SEPARATE.value else rows
+
+
+def _apart(rows):
+  """Rows that begin with another token each."""
+  return [np.append(np.int32(i), row[1:]) for i, row in enumerate(rows)]
 
 
 def _engine(config, width):
@@ -514,14 +550,14 @@ def _peak_bytes():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _ours(row):
+def _ours(row, *more):
   """A row's figures, from a process of its own."""
   with tempfile.NamedTemporaryFile(suffix=".json") as out:
     command = [
       sys.executable, __file__, f"--work={row.work}", f"--json={out.name}",
       f"--shape={','.join(map(str, row.shape))}", f"--model={row.model}",
       f"--steps={_STEPS.value}", f"--dtype={row.dtype}",
-      f"--attention={_ATTENTION.value}",
+      f"--attention={_ATTENTION.value}", *more,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(pathlib.Path(out.name).read_text())
@@ -529,8 +565,12 @@ def _ours(row):
 
 def _theirs(peer, row):
   """A peer's figures: the last line of its script, or why there are none."""
+  if peer == "separate":
+    return _ours(row, "--separate", f"--steps={min(2, _STEPS.value)}")
+  pythons = dict(p.rpartition("=")[::2] for p in _PEER_PYTHON.value)
+  python = pythons.get(peer) or pythons.get("") or sys.executable
   command = [
-    os.path.expanduser(_PEER_PYTHON.value), str(_PEERS_AT / f"{peer}_{row.work}.py"),
+    os.path.expanduser(python), str(_PEERS_AT / f"{peer}_{row.work}.py"),
     *map(str, row.shape), str(min(3, _STEPS.value)),
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True)
@@ -539,42 +579,62 @@ def _theirs(peer, row):
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def _side_by_side(row):
+  """Runs a row and its peers in turns.
+
+  Returns:
+    Our figures, each number the median of the processes, with "rho" and
+    "peers": seconds, peak_gib, speed_up and speed_up_over_rho by name.
+  """
+  found = {who: [] for who in ("us", *row.peers)}
+  for _ in range(_REPEATS.value if row.peers else 1):
+    for who, runs in found.items():
+      runs.append(_ours(row) if who == "us" else _theirs(who, row))
+
+  def median(who, key):
+    return statistics.median(run[key] for run in found[who])
+
+  ours = found["us"][0]
+  ours = {
+    key: median("us", key) if isinstance(value, int | float) else value
+    for key, value in ours.items()
+  }
+  peers = {}
+  for who in row.peers:
+    seconds = median(who, "seconds")
+    peers[who] = {
+      "seconds": seconds,
+      "peak_gib": median(who, "peak_gib"),
+      "speed_up": seconds / ours["seconds"],
+      "speed_up_over_rho": seconds / ours["seconds"] / ours["rho"],
+    }
+  return ours | {"peers": peers}
+
+
 def table() -> None:
   """Prints the table as it grows, in Markdown."""
   print(
-    "| work | who | seconds | ratio | peak GiB | ratio | tokens | least"
-    " | compile s |"
+    "| work | who | seconds | ratio | / rho | peak GiB | ratio | tokens"
+    " | least | compile s |"
   )
-  print("|---|---|---|---|---|---|---|---|---|")
+  print("|---|---|---|---|---|---|---|---|---|---|")
   for row in TABLES[_TABLE.value]:
-    peers = [p for p in row.peers if p in _PEERS.value]
-    found = {who: [] for who in ("us", *peers)}
-    for _ in range(_REPEATS.value if peers else 1):
-      for who, runs in found.items():
-        runs.append(_ours(row) if who == "us" else _theirs(who, row))
-    ours = {
-      key: statistics.median(r[key] for r in found["us"])
-      for key in (
-        "seconds", "peak_gib", "tokens_computed", "tokens_least",
-        "compile_seconds",
-      )
-    }  # fmt: skip
+    peers = tuple(p for p in row.peers if p in _PEERS.value)
+    found = _side_by_side(dataclasses.replace(row, peers=peers))
     name = f"{row.work} {' x '.join(map(str, row.shape))}"
-    for who, runs in found.items():
-      seconds = statistics.median(r["seconds"] for r in runs)
-      peak = statistics.median(r["peak_gib"] for r in runs)
+    print(
+      f"| {name} | us | {found['seconds']:.3f} | 1.0 | rho {found['rho']:.1f}"
+      f" | {found['peak_gib']:.2f} | 1.0 | {found['tokens_computed']}"
+      f" | {found['tokens_least']} | {found['compile_seconds']:.0f} |",
+      flush=True,
+    )
+    for who, peer in found["peers"].items():
       print(
-        f"| {name} | {who} | {seconds:.3f} | {seconds / ours['seconds']:.1f}"
-        f" | {peak:.2f} | {peak / ours['peak_gib']:.1f}"
-        + (
-          f" | {ours['tokens_computed']} | {ours['tokens_least']}"
-          f" | {ours['compile_seconds']:.0f} |"
-          if who == "us"
-          else " | | | |"
-        ),
+        f"| {name} | {who} | {peer['seconds']:.3f} | {peer['speed_up']:.1f}"
+        f" | {peer['speed_up_over_rho']:.2f} | {peer['peak_gib']:.2f}"
+        f" | {peer['peak_gib'] / found['peak_gib']:.1f} | | | |",
         flush=True,
       )
-    extra = found["us"][0]
     for figure, unit, share in (
       ("gflops", "GFLOP/s, of matmul peak", "share_of_peak"),
       ("gbytes", "GB/s, of memory bandwidth", "share_of_bandwidth"),
@@ -583,12 +643,78 @@ def table() -> None:
       ("natural_over_adam", "natural steps, in Adam's", None),
       ("norm_share", "a logged norm, of the steps it stands for", None),
     ):
-      if figure in extra:
+      if figure in found:
         print(
-          f"| {name} | us | {extra[figure]:.1f} {unit}"
-          f" | {f'{extra[share]:.2f}' if share else ''} | | | | | |",
+          f"| {name} | us | {found[figure]:.1f} {unit}"
+          f" | {f'{found[share]:.2f}' if share else ''} | | | | | | |",
           flush=True,
         )
+
+
+def _count_sharing():
+  """`sharing` of `--data`, printed as a row of a table."""
+  if not _DATA.value:
+    raise app.UsageError("--data: empty; expected a file or folder to count")
+  path = pathlib.Path(_DATA.value).expanduser()
+  found = sharing.sharing(
+    path, trajectories=_TRAJECTORIES.value, most=_MOST.value
+  )
+  print(
+    "| source | prompts | separate | trunks | least | computed | rho"
+    " | trunks / least | computed / least |"
+  )
+  print("|---|---|---|---|---|---|---|---|---|")
+  counts = [
+    found[key] for key in ("prompts", *(f"tokens_{k}" for k in _COUNTED))
+  ]
+  print(
+    f"| {path.name} | {' | '.join(f'{n:,}' for n in counts)}"
+    f" | {found['rho']:.1f}"
+    f" | {found['tokens_trunks'] / found['tokens_least']:.2f}"
+    f" | {found['computed_over_least']:.3f} |"
+  )
+  return found
+
+
+_COUNTED = ("separate", "trunks", "least", "computed")
+
+
+def _row():
+  """The row that the flags ask for.
+
+  Raises:
+    UsageError: a peer that cannot do it.
+  """
+  work = _WORK.value
+  rows = [r for r in TABLES[_TABLE.value] if r.work == work]
+  shape = tuple(int(x) for x in _SHAPE.value) or rows[0].shape
+  able = {p.name.removesuffix(f"_{work}.py") for p in _PEERS_AT.glob("*.py")}
+  able = {name for name in able if (_PEERS_AT / f"{name}_{work}.py").exists()}
+  if work != "decode":
+    able.add("separate")
+  for peer in _PEERS.value:
+    if peer not in able:
+      raise app.UsageError(
+        f"--peers={peer}: it does no {work}; expected some of"
+        f" {', '.join(sorted(able)) or 'none'}"
+      )
+  if set(_PEERS.value) - {"separate"} and (_MODEL.value, _DTYPE.value) != (
+    "5m", "float32",
+  ):  # fmt: skip
+    raise app.UsageError(
+      f"--peers={','.join(_PEERS.value)}: --model={_MODEL.value}"
+      f" --dtype={_DTYPE.value}; expected 5m and float32, which they run"
+    )
+  return Row(work, shape, _MODEL.value, _DTYPE.value, tuple(_PEERS.value))
+
+
+def _one_row(row):
+  """Figures of a row, alone in this process or beside its peers."""
+  if row.peers:
+    return _side_by_side(row)
+  figures = WORKS[row.work](row.shape)
+  rho = figures["tokens_separate"] / figures["tokens_least"]
+  return figures | {"rho": rho, "work": row.work, "shape": list(row.shape)}
 
 
 def main(_):
@@ -598,11 +724,13 @@ def main(_):
   if not _WORK.value:
     table()
     return
-  rows = TABLES[_TABLE.value]
-  default = next(r.shape for r in rows if r.work == _WORK.value)
-  shape = tuple(int(x) for x in _SHAPE.value) or default
-  figures = WORKS[_WORK.value](shape)
-  text = json.dumps(figures | {"work": _WORK.value, "shape": list(shape)})
+  try:
+    sharing_asked = _WORK.value == "sharing"
+    figures = _count_sharing() if sharing_asked else _one_row(_row())
+  except errors.InputError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+  text = json.dumps(figures)
   print(text)
   if _JSON.value:
     pathlib.Path(_JSON.value).expanduser().write_text(text + "\n")

@@ -224,7 +224,7 @@ def main(_):
     micro_batches=1,
     least=1,
     lines=1,
-    trunk=max(shared for *_, shared in kinds),
+    trie=max(shared for *_, shared in kinds),
     branch=_BATCH.value * _LENGTH.value,
     branches=4 * _BATCH.value,
     width=_LENGTH.value,

@@ -231,6 +231,7 @@ RULES = {
   "train.natural_groups": _whole(1),
   "train.natural_directions": _whole(1),
   "train.natural_damping": _above(0),
+  "train.watch_every": _whole(0),
   "train.watch_prompts": _whole(0),
   "train.watch_actions": _whole(1),
   "natural.learning_rate": _above(0),

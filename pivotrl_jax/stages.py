@@ -190,7 +190,7 @@ HARMLESS = (
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
     "train.parallel", "train.save_every", "train.watch_actions",
-    "train.watch_prompts",
+    "train.watch_every", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",

@@ -1,10 +1,11 @@
-"""Scored rows -> the trunk-and-branch batch that `train_step` takes.
+"""Scored rows -> the batch of tries and branches that `train_step` takes.
 
 The host's text, lists and rewards end here; what leaves is a pytree of
-arrays. Trees stand side by side in lines of a fixed length, so that little is
-padding and every step of a run has one `Shape`, hence one program. Rows of
-one group may lie on different trunks or in different micro-batches: their
-advantage was fixed before, so the sums are the same.
+arrays. Parts of the prompts' trie, cut where a cut costs least, stand side by
+side in lines of a fixed length, so that little is padding and every step of a
+run has one `Shape`, hence one program. Rows of one group may lie in different
+parts or micro-batches: their advantage was fixed before, so the sums are the
+same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,37 +20,45 @@ import numpy as np
 from pivotrl_jax.data import trees
 
 PLANNED = 8  # Steps whose content plans the shape of a run's batches.
-_TRIED = 6  # Lengths of a trunk line that `plan` tries, and of a branch line.
+_TRIED = 6  # Lengths of a line of prompts that `plan` tries, and of branches.
 
 
 @flax.struct.dataclass
 class TrainBatch:
-  """Micro-batches of trajectory trees; padding has mask 0.
+  """Micro-batches of prefix tries with branches; padding has mask 0.
 
   Attributes:
-    trunks: `[M, B, T]` token ids, trunk after trunk.
-    starts: `[M, B, N]` where each branch's trunk begins in its line.
-    attach: `[M, B, N]` prompt length p >= 1 of each branch: it follows
-      `trunk[start : start + p]`.
+    tries: `[M, B, T]` token ids, trie after trie, each depth first.
+    ends: `[M, B, T]` the place in the line behind all that follows each
+      token; 0 is padding.
+    depths: `[M, B, T]` tokens above each.
+    past: `[M, B, N]` the place where each branch leaves its trie; -1 where its
+      prompt is one token.
+    first: `[M, B, N]` the last prompt token, the first that a branch reads.
     actions: `[M, B, N, A]` token ids.
     places: `[M, B, S]` the action tokens that are computed, branch after
       branch, as n * A + a; N * A where there are no more.
     mask: `[M, B, N, A]` float32 weight of each action token in the loss.
     advantages: `[M, B, N]`.
     sampler_log_probs: `[M, B, N, A]` as the engine reported them.
+    left_out: `[M, B]` what rows that are not here, for they move nothing, add
+      to the divisor of the loss.
     old_log_probs: `[M, B, N, A]` under the trainer's policy before the first
       update on this batch; None where this is the first update.
     ref_log_probs: `[M, B, N, A]` under the reference policy, or None.
   """
 
-  trunks: jax.Array
-  starts: jax.Array
-  attach: jax.Array
+  tries: jax.Array
+  ends: jax.Array
+  depths: jax.Array
+  past: jax.Array
+  first: jax.Array
   actions: jax.Array
   places: jax.Array
   mask: jax.Array
   advantages: jax.Array
   sampler_log_probs: jax.Array
+  left_out: jax.Array
   old_log_probs: jax.Array | None = None
   ref_log_probs: jax.Array | None = None
 
@@ -81,7 +90,7 @@ class Shape:
     micro_batches: M; twice as many, and so on, where they do not suffice.
     least: micro-batches that are used at least.
     lines: B, a multiple of the device count.
-    trunk: T, room for trunks in a line.
+    trie: T, room for prompts in a line.
     branch: S, room for branches in a line.
     branches: N, most branches of a line.
     width: A, the longest action.
@@ -90,7 +99,7 @@ class Shape:
   micro_batches: int
   least: int
   lines: int
-  trunk: int
+  trie: int
   branch: int
   branches: int
   width: int
@@ -113,35 +122,36 @@ def plan(
     width: of the longest action of any step.
     micro_batches: least M, gradient accumulation steps.
     multiple_of: B, the device count.
-    batch_tokens: trunk tokens of a line: half of them to all, but room for the
-      longest prompt.
+    batch_tokens: prompt tokens of a line: half of them to all; where the
+      longest prompt has more, once to twice as many as it.
   """
-  forests = [(trees.build(p), np.asarray(lengths)) for p, lengths in steps]
-  trunks = max(sum(len(t.trunk) for t in forest) for forest, _ in forests)
-  tokens = max(lengths.sum() for _, lengths in forests)
-  mean = np.mean(np.concatenate([lengths for _, lengths in forests]))
+  forests = [(p, trees.order(p), np.asarray(sizes)) for p, sizes in steps]
+  least = max(order.tokens() for _, order, _ in forests)
+  tokens = max(lengths.sum() for _, _, lengths in forests)
+  mean = np.mean(np.concatenate([lengths for _, _, lengths in forests]))
   best, least_cost = None, np.inf
-  for trunk, share in itertools.product(
-    np.linspace(
-      max(longest, batch_tokens // 2), max(longest, batch_tokens), _TRIED
-    ),
+  # Lines that hold no more than the longest prompt would share little.
+  most = batch_tokens if batch_tokens >= longest else 2 * longest
+  for trie, share in itertools.product(
+    np.linspace(max(longest, batch_tokens // 2), max(most, longest), _TRIED),
     np.linspace(1.0, 2.0, _TRIED),
   ):
-    branch = _round_up(max(width, tokens * min(share * trunk / trunks, 1)))
+    branch = tokens * min(share * trie / max(least, 1), 1)
+    branch = _round_up(max(width, branch))
     shape = Shape(
       micro_batches=micro_batches,
       least=micro_batches,
       lines=multiple_of,
-      trunk=_round_up(trunk),
+      trie=_round_up(trie),
       branch=branch,
       branches=int(max(1, 2 * branch / mean)),
       width=width,
     )
     counts = [
-      len(_lines(forest, lengths, shape)) // multiple_of
-      for forest, lengths in forests
+      len(_lines(order, lengths, shape)) // multiple_of
+      for _, order, lengths in forests
     ]
-    cost = sum(counts) * (shape.trunk + shape.branch)
+    cost = sum(counts) * (shape.trie + shape.branch)
     if cost < least_cost:
       # Half as many again: other steps may need more.
       count = max(counts) + max(counts) // 2
@@ -152,7 +162,7 @@ def plan(
 def pack(
   rows: Rows, shape: Shape | None = None, **layout: int
 ) -> tuple[TrainBatch, np.ndarray]:
-  """Packs rows into trees and trees into lines.
+  """Packs rows into tries and tries into lines.
 
   Args:
     rows: see `Rows`; empty actions are not allowed.
@@ -166,43 +176,51 @@ def pack(
   Raises:
     ValueError: a prompt or an action has no room in the shape.
   """
-  lengths = np.array([len(a) for a in rows.actions])
-  longest = max(len(p) for p in rows.prompts)
+  lengths = np.array([len(a) for a in rows.actions], int)
+  longest = max((len(p) for p in rows.prompts), default=0)
   if shape is None:
     shape = plan(
         [(rows.prompts, lengths)], longest=longest, width=int(lengths.max()),
         **layout,
     )  # fmt: skip
-  if longest > shape.trunk or lengths.max() > shape.width:
+  widest = lengths.max(initial=0)
+  if longest > shape.trie + 1 or widest > shape.width:
     raise ValueError(
-      f"a prompt of {longest} and an action of {lengths.max()} tokens;"
-      f" expected at most {shape.trunk} and {shape.width}"
+      f"a prompt of {longest} and an action of {widest} tokens;"
+      f" expected at most {shape.trie + 1} and {shape.width}"
     )
-  lines = _lines(trees.build(rows.prompts), lengths, shape)
+  lines = _lines(trees.order(rows.prompts), lengths, shape)
   count = shape.micro_batches
   while count * shape.lines < len(lines):
     count *= 2
   lead, n, a = (count, shape.lines), shape.branches, shape.width
   batch = TrainBatch(
-    trunks=np.zeros((*lead, shape.trunk), np.int32),
-    starts=np.zeros((*lead, n), np.int32),
-    attach=np.ones((*lead, n), np.int32),
+    tries=np.zeros((*lead, shape.trie), np.int32),
+    ends=np.zeros((*lead, shape.trie), np.int32),
+    depths=np.zeros((*lead, shape.trie), np.int32),
+    past=np.full((*lead, n), -1, np.int32),
+    first=np.zeros((*lead, n), np.int32),
     actions=np.zeros((*lead, n, a), np.int32),
     places=np.full((*lead, shape.branch), n * a, np.int32),
     mask=np.zeros((*lead, n, a), np.float32),
     advantages=np.zeros((*lead, n), np.float32),
     sampler_log_probs=np.zeros((*lead, n, a), np.float32),
+    left_out=np.zeros(lead, np.float32),
   )
   where = np.zeros(len(rows.prompts), np.int64)
   for i, line in enumerate(lines):
     at = divmod(i, shape.lines)
     start = branch = used = 0
-    for tree in line:
-      batch.trunks[at][start : start + len(tree.trunk)] = tree.trunk
-      for row, attach in zip(tree.rows, tree.attach, strict=True):
+    for part in line:
+      trie = trees.build(rows.prompts, part)
+      place = slice(start, start + len(trie.tokens))
+      batch.tries[at][place] = trie.tokens
+      batch.ends[at][place] = start + trie.ends
+      batch.depths[at][place] = trie.depths
+      for row, past in zip(trie.rows, trie.past, strict=True):
         end = lengths[row]
-        batch.starts[at][branch] = start
-        batch.attach[at][branch] = attach
+        batch.past[at][branch] = start + past if past >= 0 else -1
+        batch.first[at][branch] = rows.prompts[row][-1]
         batch.actions[at][branch, :end] = rows.actions[row]
         batch.places[at][used : used + end] = branch * a + np.arange(end)
         batch.mask[at][branch, :end] = rows.weights[row]
@@ -210,34 +228,41 @@ def pack(
         batch.sampler_log_probs[at][branch, :end] = rows.sampler_log_probs[row]
         where[row] = i * n + branch
         branch, used = branch + 1, used + end
-      start += len(tree.trunk)
+      start = place.stop
   return batch, where
 
 
-def _lines(forest, lengths, shape):
-  """Trees to lines that have room for them, as even as may be.
+def _lines(order, lengths, shape):
+  """Parts of a trie to lines that have room for them, as even as may be.
 
   Returns:
-    As many lists of trees as fill whole micro-batches.
+    As many lists of `trees.Order` as fill whole micro-batches.
   """
   # Who takes at least its share of places never meets the bound on branches.
   sizes = np.maximum(lengths, -(-shape.branch // shape.branches))
-  forest = [p for t in forest for p in trees.split(t, shape.branch, sizes)]
-  forest.sort(key=lambda t: (-len(t.trunk), t.rows[0]))
-  needs = np.array([(len(t.trunk), sizes[t.rows].sum()) for t in forest])
-  room = np.array([shape.trunk, shape.branch])
+  sums = np.concatenate([[0], np.cumsum(sizes[order.rows])])
+
+  def cost(firsts, last, tokens):
+    fits = tokens <= shape.trie
+    fits &= sums[last + 1] - sums[firsts] <= shape.branch
+    return np.where(fits, tokens, np.inf)
+
+  parts = [order.part(run) for run in trees.cut(order, cost)]
+  parts.sort(key=lambda part: (-part.tokens(), part.rows.min()))
+  needs = np.array([(p.tokens(), sizes[p.rows].sum()) for p in parts])
+  room = np.array([shape.trie, shape.branch])
   count = max(shape.least, math.ceil((needs.sum(0) / room).max() / shape.lines))
   count *= shape.lines
   lines = [[] for _ in range(count)]
   used = np.zeros((count, 2), np.int64)
-  for tree, need in zip(forest, needs, strict=True):
+  for part, need in zip(parts, needs, strict=True):
     load = ((used + need) / room).max(1)
     i = int(load.argmin())
     if load[i] > 1:
       i = len(lines)
       lines.append([])
       used = np.concatenate([used, np.zeros((1, 2), np.int64)])
-    lines[i].append(tree)
+    lines[i].append(part)
     used[i] += need
   lines.extend([] for _ in range(-len(lines) % shape.lines))
   return lines
@@ -248,16 +273,14 @@ def _round_up(size, unit=16):
 
 
 def computed_tokens(batch: TrainBatch) -> int:
-  """Tokens of trunks and branches that a step computes, padding included."""
+  """Tokens of tries and branches that a step computes, padding included."""
   used = np.flatnonzero(batch.mask.any((1, 2, 3)))
-  line = batch.trunks[0].size + batch.places[0].size
-  return int(used.max() + 1) * line
+  line = batch.tries[0].size + batch.places[0].size
+  return int(used.max(initial=-1) + 1) * line
 
 
 def padding_share(batch: TrainBatch) -> float:
   """The share of computed tokens that is padding."""
   count, width = batch.actions.shape[-2:]
-  live = batch.mask.any(-1)
-  used = (batch.places < count * width).sum()
-  used += np.where(live, batch.starts + batch.attach, 0).max(-1).sum()
+  used = (batch.places < count * width).sum() + (batch.ends > 0).sum()
   return 1.0 - float(used) / computed_tokens(batch)

@@ -1,102 +1,166 @@
-"""Token prefixes to trajectory trees. Pure numpy.
+"""Token prefixes to a prefix trie and its parts. Pure numpy.
 
-A tree is one trunk and the rows (prompts) that are prefixes of it, token for
-token: strings that look alike but tokenize apart never share. The longest
-prompt of a tree *is* its trunk, so a tree computes no token that no row needs.
+The trie holds each prompt *without its last token*, which begins a branch:
+it is read for its keys and values only, and prompts that differ in no other
+token share all. Prompts stand in lexicographic order; each adds to the one
+before it what it does not share, token for token: strings that look alike but
+tokenize apart never share. Laid out so, which is depth first, a token at
+place p sees the key at place j exactly if `j <= p < ends[j]`.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
-  """One trunk and its branches' attach points.
+class Order:
+  """Prompts in lexicographic order, a prefix before what extends it.
 
   Attributes:
-    trunk: `[T]` int32 token ids.
-    rows: `[n]` which prompts attach here, in ascending order.
-    attach: `[n]` length of each prompt: row i is `trunk[:attach[i]]`.
+    rows: `[n]` which prompt comes when.
+    lengths: `[n]` tokens of each in the trie, in this order.
+    shared: `[n]` how many of its first tokens the one before has too.
   """
 
-  trunk: np.ndarray
   rows: np.ndarray
-  attach: np.ndarray
+  lengths: np.ndarray
+  shared: np.ndarray
+
+  def part(self, run: slice) -> "Order":
+    """The prompts of a run, the first of which shares nothing."""
+    shared = self.shared[run].copy()
+    shared[:1] = 0
+    return Order(self.rows[run], self.lengths[run], shared)
+
+  def tokens(self) -> int:
+    """Tokens of the trie."""
+    return int((self.lengths - self.shared).sum())
 
 
-def build(prompts: Sequence[np.ndarray]) -> list[Tree]:
-  """Merges prompts into as few trunks as token-for-token prefixes allow.
+@dataclasses.dataclass(frozen=True)
+class Trie:
+  """Every shared token once, depth first; any number of roots.
 
-  Args:
-    prompts: non-empty int arrays `[T_i]`.
+  Attributes:
+    tokens: `[T]` int32 token ids.
+    ends: `[T]` int32 the place behind all that follows each token.
+    depths: `[T]` int32 how many tokens stand above each: its position.
+    rows: `[n]` which prompts these are, in the order of the layout.
+    past: `[n]` int32 the place of each one's last token but one, where its
+      branches leave the trie; -1 for a prompt of one token.
+  """
 
-  Returns:
-    Trees in the order of their first row. Every row is in exactly one.
+  tokens: np.ndarray
+  ends: np.ndarray
+  depths: np.ndarray
+  rows: np.ndarray
+  past: np.ndarray
+
+
+def order(prompts: Sequence[np.ndarray]) -> Order:
+  """Sorts int prompts `[T_i]`.
 
   Raises:
     ValueError: a prompt is empty.
   """
-  keys = [np.asarray(p, ">u4").tobytes() for p in prompts]
-  if not all(keys):
-    raise ValueError(f"prompt {keys.index(b'')} is empty; expected >= 1 token")
-  # In lexicographic order a prefix stands before its extensions, and all
-  # that stands between extends it too: comparing neighbours is enough.
-  order = sorted(range(len(keys)), key=lambda i: keys[i], reverse=True)
-  members: list[list[int]] = []
-  previous = None
-  for i in order:
-    if previous is not None and previous.startswith(keys[i]):
-      members[-1].append(i)
-    else:
-      members.append([i])
-    previous = keys[i]
-  trees = []
-  for rows in members:
-    trunk = np.asarray(prompts[rows[0]], np.int32)
-    rows = np.sort(np.array(rows))
-    attach = np.array([len(prompts[i]) for i in rows], np.int32)
-    trees.append(Tree(trunk, rows, attach))
-  return sorted(trees, key=lambda t: t.rows[0])
+  # Rows of a group often are one array: looked at once.
+  keys = {id(p): np.asarray(p[:-1], ">u4").tobytes() for p in prompts}
+  for row, prompt in enumerate(prompts):
+    if not len(prompt):
+      raise ValueError(f"prompt {row} is empty; expected >= 1 token")
+  rows = sorted(range(len(prompts)), key=lambda i: (keys[id(prompts[i])], i))
+  lengths = np.array([len(prompts[i]) - 1 for i in rows], int)
+  shared = np.zeros(len(rows), int)
+  for n in range(1, len(rows)):
+    shared[n] = _shared(prompts[rows[n - 1]], prompts[rows[n]])
+  return Order(np.array(rows, int), lengths, shared)
 
 
-def split(tree: Tree, most: int, sizes: np.ndarray | None = None) -> list[Tree]:
-  """Cuts a tree into trees whose rows fit, shortest prompts first.
+def _shared(left, right):
+  size = min(len(left), len(right)) - 1
+  if left is right:
+    return size
+  differ = np.flatnonzero(left[:size] != right[:size])
+  return differ[0] if len(differ) else size
+
+
+def build(prompts: Sequence[np.ndarray], given: Order | None = None) -> Trie:
+  """The trie of prompts, or of those in an `Order` of theirs."""
+  given = order(prompts) if given is None else given
+  size = given.tokens()
+  tokens = np.zeros(size, np.int32)
+  ends = np.full(size, size, np.int32)
+  depths = np.zeros(size, np.int32)
+  past = np.full(len(given.rows), -1, np.int32)
+  path = np.zeros(given.lengths.max(initial=0), np.int32)
+  place = before = 0
+  for n, row in enumerate(given.rows):
+    length, shared = given.lengths[n], given.shared[n]
+    # What the row before has beyond the shared tokens ends here.
+    ends[path[shared:before]] = place
+    new = slice(place, place + length - shared)
+    tokens[new] = prompts[row][shared:length]
+    depths[new] = np.arange(shared, length)
+    path[shared:length] = np.arange(new.start, new.stop)
+    if length:
+      past[n] = path[length - 1]
+    place, before = new.stop, length
+  return Trie(tokens, ends, depths, given.rows, past)
+
+
+def leaves(trie: Trie) -> np.ndarray:
+  """`past` by prompt: `[n]` where each leaves the trie."""
+  out = np.empty(len(trie.rows), np.int32)
+  out[trie.rows] = trie.past
+  return out
+
+
+def above(trie: Trie, places: np.ndarray) -> np.ndarray:
+  """The places on the paths to any of `places`, ascending."""
+  asked = np.unique(places)
+  asked = asked[asked >= 0]
+  if not len(asked):
+    return np.zeros(0, int)
+  upto = np.arange(asked[-1] + 1)
+  # A token is above one of them if the first that is not before it is before
+  # its end.
+  return np.flatnonzero(asked[np.searchsorted(asked, upto)] < trie.ends[upto])
+
+
+def cut(
+  given: Order, cost: Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+) -> list[slice]:
+  """Cuts prompts, in their order, into runs whose costs sum to the least.
+
+  A run's first prompt pays for all of its tokens: a cut costs what the
+  prompts on its two sides share, once more.
 
   Args:
-    tree: what to cut.
-    most: of a part's sizes in sum; each row alone fits.
-    sizes: of all rows, by row; 1 each where None.
+    given: the prompts.
+    cost: (firsts `[m]`, last, tokens `[m]`) -> `[m]` what the runs
+      `first..last` cost that have so many tokens; inf where one is too much.
+      A run of one prompt must not be.
 
   Returns:
-    Parts whose trunk ends where the longest row's does.
+    The runs.
   """
-  order = np.argsort(tree.attach, kind="stable")
-  need = np.ones(len(order)) if sizes is None else sizes[tree.rows[order]]
-  parts, start = [], 0
-  while start < len(order):
-    fit = np.searchsorted(np.cumsum(need[start:]), most, side="right")
-    part = np.sort(order[start : start + fit])
-    attach = tree.attach[part]
-    parts.append(Tree(tree.trunk[: attach.max()], tree.rows[part], attach))
-    start += fit
-  return parts
-
-
-def branches(forest: Sequence[Tree], width: int) -> int:
-  """The N to split a forest by for the least computed tokens.
-
-  All trees of a batch have room for N branches of `width` tokens; one cut in
-  parts has its trunk in each: the sum over parts of T + N * width.
-  """
-  counts = np.array([len(t.rows) for t in forest])
-  lengths = np.array([len(t.trunk) for t in forest])
-
-  def cost(size):
-    return float((-(-counts // size) * (lengths + size * width)).sum())
-
-  return int(min(np.unique(counts), key=cost))
+  added = np.cumsum(given.lengths - given.shared)
+  # Tokens of first..last are `added[last] + base[first]`.
+  base = given.lengths - added
+  count = len(given.rows)
+  best, came = np.zeros(count + 1), np.zeros(count, int)
+  for last in range(count):
+    firsts = np.arange(last + 1)
+    sums = best[: last + 1] + cost(firsts, last, base[firsts] + added[last])
+    came[last] = last - sums[::-1].argmin()  # The shorter of equal runs.
+    best[last + 1] = sums[came[last]]
+  runs, end = [], count
+  while end:
+    runs.append(slice(came[end - 1], end))
+    end = runs[-1].start
+  return runs[::-1]
 
 
 def bucket(size: int, least: int = 16) -> int:

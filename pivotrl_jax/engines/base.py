@@ -52,6 +52,25 @@ class Stats(Protocol):
   sampled_tokens: int
 
 
+# What sharing prefixes saves, as profiles and steps log it.
+TRIE_TOKENS = (
+  "trie/tokens_separate", "trie/tokens_least", "trie/tokens_computed",
+)  # fmt: skip
+
+
+def trie_tokens(stats: Any) -> np.ndarray:
+  """`TRIE_TOKENS` of the last `sample`, by an engine's `stats`.
+
+  Prompts and samples: were each row a sequence of its own; with nothing
+  twice; and as they were computed, padding included.
+  """
+  return np.array([
+      stats.prompt_tokens + stats.sampled_tokens,
+      stats.trie_tokens + stats.sampled_tokens,
+      stats.computed_tokens,
+  ])  # fmt: skip
+
+
 class Engine(Protocol):
   """Two verbs. Sampled ids are trained on as sampled.
 
@@ -71,8 +90,8 @@ class Engine(Protocol):
   ) -> list[Completion]:
     """One completion a row; row i is drawn from `prompts[i]`, `seeds[i]`.
 
-    A row depends on its own prompt and seed only. Equal prompts, and
-    prompts that are prefixes of others, share their computation.
+    A row depends on its own prompt and seed only, but for rounding. What
+    prompts begin with alike is computed once, also from call to call.
     """
 
   def prepare(
@@ -94,4 +113,4 @@ class Engine(Protocol):
     """
 
   def load(self, weights: Any, version: str) -> None:
-    """Samples from `weights` from now on."""
+    """Samples from `weights` from now on; what was computed is forgotten."""

@@ -1,10 +1,13 @@
-"""The embedded engine: samples from a Linen policy, one prefill a trunk.
+"""The embedded engine: samples from a Linen policy, each shared token once.
 
-Rows that share a prefix share its keys and values: `trees.build` finds the
-trunks, `prefill` runs each once, and a decode step reads a trunk's cache once
-for all its branches. A batch has one of the few shapes of its `Room`, which
-`prepare` compiles up front. Rows that stopped are dropped between chunks of
-steps once the others fit the next smaller shape.
+The prompts of a call form a trie (`data/trees.py`). What is new of it is
+prefilled in chunks, each token once, into a pool of keys and values, which
+outlives the call: the next one copies what it shares with the last. Branches
+then decode in lines: the keys of a part of the trie, gathered from the pool
+and read once a step for all branches on it. A batch of lines has one of the
+few shapes of the engine's `Room`, which `prepare` compiles up front. Rows
+that stopped are dropped between chunks of steps once the others fit the next
+smaller shape.
 """
 
 import concurrent.futures
@@ -20,11 +23,13 @@ import numpy as np
 
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
+from pivotrl_jax.engines import prefix_cache
 from pivotrl_jax.models import qwen3
 
 
-_SHORTEST = 256  # Tokens of the shortest trunk that has a program of its own.
+_SHORTEST = 256  # Tokens of the shortest line that has a program of its own.
 _SMALLEST = 8  # Rows of the smallest batch, about.
+_PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
 
 
 @dataclasses.dataclass
@@ -32,10 +37,15 @@ class Stats:
   """What the last `sample` computed, in tokens."""
 
   prompt_tokens: int = 0  # Sum of the prompts, as separate sequences.
-  trunk_tokens: int = 0  # Prefilled.
-  padded_trunk_tokens: int = 0  # Prefilled, padding included.
+  trie_tokens: int = 0  # Of the prompts' trie, each token once.
+  prefilled_tokens: int = 0  # Of it, those computed, padding included.
   sampled_tokens: int = 0
   decoded_slots: int = 0  # Branch slots times steps, padding included.
+
+  @property
+  def computed_tokens(self) -> int:
+    """All that was computed."""
+    return self.prefilled_tokens + self.decoded_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +53,25 @@ class Room:
   """The shapes that batches may have.
 
   Attributes:
-    lengths: of trunks, ascending.
-    trees: most trunks of a batch.
-    rows: most branches of a trunk.
-    tokens: most trunk tokens of a batch, padding included.
+    lengths: of lines, ascending.
+    lines: most lines of a batch.
+    rows: most branches of a line.
+    tokens: most prompt tokens of a batch, padding included.
   """
 
   lengths: tuple[int, ...]
-  trees: int
+  lines: int
   rows: int
   tokens: int
 
   def length(self, tokens: int) -> int:
-    """The shortest trunk that holds `tokens`; a new one where none does."""
+    """The shortest line that holds `tokens`; a new one where none does."""
     fitting = (length for length in self.lengths if length >= tokens)
     return next(fitting, trees.bucket(tokens))
 
   def shapes(self, length: int) -> list[tuple[int, int]]:
-    """Trunks and branches of a batch: the whole, then ever smaller ones."""
-    size = min(self.trees, _round_up(self.tokens // length + 1) // 2)
+    """Lines and branches of a batch: the whole, then ever smaller ones."""
+    size = min(self.lines, _round_up(self.tokens // length + 1) // 2)
     shapes = [(max(1, size), self.rows)]
     while (last := shapes[-1])[0] * last[1] > _SMALLEST:
       size, rows = last
@@ -71,6 +81,23 @@ class Room:
     return shapes
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A part of the pool's trie and the rows that branch off it.
+
+  Attributes:
+    places: `[T]` of its tokens in the pool, ascending.
+    ends: `[T]` see `trees.Trie`, in the line.
+    rows: `[n]` which rows, in the order of where they leave.
+    past: `[n]` the place in the line where each leaves; -1 at its start.
+  """
+
+  places: np.ndarray
+  ends: np.ndarray
+  rows: np.ndarray
+  past: np.ndarray
+
+
 class JaxSampler:
   """An `engines.base.Engine` in this process.
 
@@ -78,7 +105,8 @@ class JaxSampler:
     config: shape of the policy.
     dtype: of activations.
     attention: what computes it, one of `attention.BODIES`.
-    batch_tokens: most trunk tokens of a batch, padding included.
+    batch_tokens: most prompt tokens of a batch, padding included, and most
+      whose keys and values are kept.
     batch_rows: most branches of a batch.
     chunk: decode steps between two looks at which rows are done.
   """
@@ -100,12 +128,15 @@ class JaxSampler:
     self._chunk = chunk
     self._params = None
     self._room: Room | None = None
+    self._pool: Any = None
+    self._cache = prefix_cache.PrefixCache(_PREFILLED[-1])
     self.version = ""
     self.stats = Stats()
 
   def load(self, weights: Any, version: str) -> None:
     """Samples from `weights`, a Qwen3 params tree, from now on."""
     self._params = weights
+    self._cache.clear()
     self.version = version
 
   def prepare(
@@ -118,41 +149,67 @@ class JaxSampler:
   ) -> None:
     """See `engines.base.Engine`."""
     self._room = self._fitting(lengths, prompts, rows)
-    jobs = [
-      (length, shapes[i:])
-      for length in self._room.lengths
-      for shapes in [self._room.shapes(length)]
-      for i in range(len(shapes))
-    ]
+    self._grow(pool_size(lengths, prompts, self._batch_tokens))
+    jobs = [self._warm_up_prefill]
+    for length in self._room.lengths:
+      shapes = self._room.shapes(length)
+      for i in range(len(shapes)):
+        jobs.append(
+          functools.partial(self._warm_up, length, shapes[i:], sampling)
+        )
     # Compiling mostly waits for a library that lets other threads run.
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      list(pool.map(lambda job: self._warm_up(*job, sampling), jobs))
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+      list(threads.map(lambda job: job(), jobs))
+
+  def _warm_up_prefill(self):
+    pool, ends = self._empty_pool(), np.zeros(self._cache.size, np.int32)
+    for size in _PREFILLED:
+      nothing = np.zeros(size, np.int32)
+      pool = _prefill(
+        self._model, self._params, nothing, nothing + ends.size, nothing, pool,
+        ends,
+      )  # fmt: skip
+    _moved(pool, ends)
 
   def _warm_up(self, length, shapes, sampling):
     """Runs the programs of a shape without a step, and drops to the others."""
 
     def start():
-      state = self._state(np.ones(shapes[0], np.int32), sampling)
-      trunk = np.zeros((shapes[0][0], length), np.int32)
-      return state, _prefill(self._model, self._params, trunk, state["visible"])
+      size, rows = shapes[0]
+      places = np.zeros((size, length), np.int32)
+      tries = _lines(self._empty_pool(), places), places
+      return tries, self._state(np.zeros((size, rows), np.int32), sampling)
 
-    state, trunk_kv = start()
-    self._steps(trunk_kv, state, 0, 0, sampling)
+    self._steps(*start(), 0, 0, sampling)
     for size, rows in shapes[1:]:
-      state, trunk_kv = start()
-      _gather(trunk_kv, state, np.zeros(size, int), np.zeros((size, rows), int))
+      tries, state = start()
+      _gather(tries, state, np.zeros(size, int), np.zeros((size, rows), int))
+
+  def _empty_pool(self):
+    c = self._config
+    shape = (c.num_key_value_heads, self._cache.size, c.head_dim)
+    one = functools.partial(jnp.zeros, shape, self._model.dtype)
+    return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
   def _fitting(self, lengths, prompts, rows):
-    """The room for prompts of these lengths, `rows` at most on a trunk."""
+    """The room for prompts of these lengths, `rows` at most on one."""
     longest = max(trees.bucket(max(lengths)), _SHORTEST)
     used = {min(max(_SHORTEST, _round_up(n)), longest) for n in lengths}
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
       lengths=tuple(sorted(used)),
-      trees=_round_up(min(prompts, max(1, self._batch_rows // rows))),
+      lines=_round_up(min(prompts, max(1, self._batch_rows // rows))),
       rows=rows,
       tokens=self._batch_tokens,
     )
+
+  def _grow(self, tokens):
+    """Makes the pool hold so many, and keep what it holds."""
+    if tokens > self._cache.size:
+      room = _round_up(tokens)
+      more = ((0, 0), (0, room - self._cache.size), (0, 0))
+      self._pool = jax.tree.map(lambda x: jnp.pad(x, more), self._pool)
+      self._cache.size = room
 
   def sample(
     self,
@@ -165,27 +222,58 @@ class JaxSampler:
       raise ValueError("no weights: call load before sample")
     if len(prompts) != len(seeds):
       raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
-    self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
-    out: list[base.Completion | None] = [None] * len(prompts)
-    forest = trees.build(prompts)
-    room = self._room
+    order = trees.order(prompts)
+    self.stats = Stats(
+      prompt_tokens=sum(len(p) for p in prompts), trie_tokens=order.tokens()
+    )
+    room, longest = self._room, int(order.lengths.max())
     if room is None:
-      rows = trees.branches(forest, sampling.max_tokens)
-      count = sum(-(-len(t.rows) // rows) for t in forest)
-      room = self._fitting([len(t.trunk) for t in forest], count, rows)
-    for group in _plan(forest, room):
-      for row, completion in self._run(group, room, sampling, seeds):
-        out[row] = completion
+      distinct = 1 + int((order.lengths > order.shared).sum())
+      rows = -(-len(prompts) // distinct)
+      room = self._fitting(order.lengths.tolist(), distinct, rows)
+    wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
+    self._grow(max(longest, wanted))
+    out: list[base.Completion | None] = [None] * len(prompts)
+
+    for part in self._cache.parts(order):
+      trie = self._prefilled(prompts, part)
+      for group in _plan(_cut_lines(trie, part, room), room):
+        for row, completion in self._run(group, room, prompts, sampling, seeds):
+          out[row] = completion
     return out
 
-  def _run(self, group, room, sampling, seeds):
-    """Samples one batch of trees; yields (row, Completion)."""
-    trunk_length = room.length(max(len(t.trunk) for t in group))
-    shapes = room.shapes(trunk_length)
-    state, trunk, rows = self._start(
-      group, trunk_length, shapes, sampling, seeds
+  def _prefilled(self, prompts, part):
+    """Fills the pool for a part of the prompts; the trie that it then holds."""
+    held = self._cache.hold(prompts, part)
+    if self._pool is None:
+      self._pool = self._empty_pool()
+    had = np.flatnonzero(held.source >= 0)
+    if (held.source[had] != had).any():
+      source = np.zeros(self._cache.size, np.int32)
+      source[had] = held.source[had]
+      self._pool = _moved(self._pool, source)
+    self._prefill(held.trie, np.flatnonzero(held.source < 0))
+    return held.trie
+
+  def _prefill(self, trie, places):
+    """Computes the keys and values of some tokens of the pool's trie."""
+    ends = np.zeros(self._cache.size, np.int32)
+    ends[: len(trie.ends)] = trie.ends
+    for size in chunks(len(places)):
+      now, places = places[:size], places[size:]
+      chunk = np.zeros((3, size), np.int32)
+      chunk[:, : len(now)] = trie.tokens[now], now, trie.depths[now]
+      chunk[1, len(now) :] = len(ends) + np.arange(size - len(now))
+      self._pool = _prefill(self._model, self._params, *chunk, self._pool, ends)
+      self.stats.prefilled_tokens += size
+
+  def _run(self, group, room, prompts, sampling, seeds):
+    """Samples one batch of lines; yields (row, Completion)."""
+    length = room.length(max(len(line.places) for line in group))
+    shapes = room.shapes(length)
+    tries, state, rows = self._start(
+      group, length, shapes, prompts, sampling, seeds
     )
-    trunk_kv = _prefill(self._model, self._params, trunk, state["visible"])
     ids = np.zeros((*rows.shape, sampling.max_tokens), np.int32)
     log_probs = np.zeros(ids.shape, np.float32)
     length = np.zeros(rows.shape, np.int32)
@@ -193,7 +281,7 @@ class JaxSampler:
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
       state, new_ids, new_log_probs = self._steps(
-        trunk_kv, state, start, end, sampling
+        tries, state, start, end, sampling
       )
       done, counted, new_ids, new_log_probs = jax.device_get(
         (state["done"], state["length"], new_ids, new_log_probs)
@@ -207,7 +295,7 @@ class JaxSampler:
         break
       keep = _compact(done, shapes)
       if keep is not None:
-        trunk_kv, state = _gather(trunk_kv, state, *keep)
+        tries, state = _gather(tries, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
     stopped = np.isin(
       np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
@@ -226,54 +314,51 @@ class JaxSampler:
         ),
       )
 
-  def _steps(self, trunk_kv, state, start, end, sampling):
+  def _steps(self, tries, state, start, end, sampling):
     """`_decode` with this engine's weights."""
     unembed = qwen3.unembedding(self._params, self._config)
     filters = (sampling.top_k, sampling.top_p)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
     return _decode(
         self._model, self._chunk, filters, self._params, unembed,
-        trunk_kv, state, start, end, knobs,
+        tries, state, start, end, knobs,
     )  # fmt: skip
 
-  def _start(self, group, length, shapes, sampling, seeds):
+  def _start(self, group, length, shapes, prompts, sampling, seeds):
     """Arrays of a batch before its first step; rows are -1 in padding."""
-    most = max(len(t.rows) for t in group)
+    most = max(len(line.rows) for line in group)
     size, branches = _smallest(shapes, len(group), most)
-    trunk = np.zeros((size, length), np.int32)
+    places = np.zeros((size, length), np.int32)
+    ends = np.zeros((size, length), np.int32)
     rows = np.full((size, branches), -1)
-    attach = np.ones((size, branches), np.int32)
-    keys = np.zeros((size, branches, 2), np.uint32)
-    for b, tree in enumerate(group):
-      n = len(tree.rows)
-      # By what they see: neighbours skip the same blocks of the trunk.
-      order = np.argsort(tree.attach, kind="stable")
-      trunk[b, : len(tree.trunk)] = tree.trunk
-      rows[b, :n] = tree.rows[order]
-      attach[b, :n] = tree.attach[order]
-      keys[b, :n] = [divmod(seeds[row], 1 << 32) for row in rows[b, :n]]
-      self.stats.trunk_tokens += len(tree.trunk)
-    self.stats.padded_trunk_tokens += trunk.size
-    state = self._state(attach, sampling) | {
-      "tokens": np.take_along_axis(trunk, attach - 1, 1),
-      "done": rows < 0,
-      "keys": keys,
-    }
-    return state, trunk, rows
+    state = self._state(np.full((size, branches), -1, np.int32), sampling)
+    for b, line in enumerate(group):
+      n = len(line.rows)
+      places[b, : len(line.places)] = line.places
+      ends[b, : len(line.ends)] = line.ends
+      rows[b, :n] = line.rows
+      state["past"][b, :n] = line.past
+      for i, row in enumerate(line.rows):
+        state["tokens"][b, i] = prompts[row][-1]
+        state["depths"][b, i] = len(prompts[row]) - 1
+        state["keys"][b, i] = divmod(seeds[row], 1 << 32)
+    state["done"] = rows < 0
+    return (_lines(self._pool, places), ends), state, rows
 
-  def _state(self, attach, sampling):
+  def _state(self, past, sampling):
     """What a batch of branches `[B, N]` decodes with, before any."""
-    size, branches = attach.shape
+    size, branches = past.shape
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
     shape = (size, branches, c.num_key_value_heads)
     own = functools.partial(jnp.zeros, dtype=self._model.dtype)
     return {
-      "tokens": np.zeros(attach.shape, np.int32),
-      "visible": attach - 1,
-      "done": np.zeros(attach.shape, bool),
-      "length": np.zeros(attach.shape, np.int32),
-      "keys": np.zeros((*attach.shape, 2), np.uint32),
+      "tokens": np.zeros(past.shape, np.int32),
+      "past": past,
+      "depths": np.zeros(past.shape, np.int32),
+      "done": np.zeros(past.shape, bool),
+      "length": np.zeros(past.shape, np.int32),
+      "keys": np.zeros((*past.shape, 2), np.uint32),
       "cache": tuple(
         (own((*shape, c.head_dim, slots)), own((*shape, slots, c.head_dim)))
         for _ in range(c.num_hidden_layers)
@@ -281,42 +366,97 @@ class JaxSampler:
     }
 
 
-def _plan(forest, room):
-  """Trees to batches of like trunks that have room."""
-  forest = [p for t in forest for p in trees.split(t, room.rows)]
-  forest.sort(key=lambda t: (len(t.trunk), len(t.rows), t.rows[0]))
-  group: list[trees.Tree] = []
-  for tree in forest:
-    # The trunks before it are no longer.
-    most, _ = room.shapes(room.length(len(tree.trunk)))[0]
+def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
+  """Tokens to hold for calls with so many prompts of these lengths.
+
+  Args:
+    lengths: of the longest prompts that share their beginnings.
+    prompts: most of a call.
+    most: tokens, but room for the longest prompt.
+  """
+  wanted = max(max(lengths), min(sum(sorted(lengths)[-prompts:]), most))
+  return _round_up(wanted)
+
+
+def chunks(tokens: int) -> list[int]:
+  """The sizes in which so many tokens are prefilled, padding included."""
+  found = []
+  while tokens > 0:
+    found.append(next((n for n in _PREFILLED if n <= tokens), _PREFILLED[-1]))
+    tokens -= found[-1]
+  return found
+
+
+def _cut_lines(trie, order, room):
+  """The lines that decode the rows of a part for the least reading.
+
+  Args:
+    trie: the pool's, whose first rows are those of the part.
+    order: of the part.
+    room: a line has one of its lengths.
+  """
+  past = trees.leaves(trie)[: len(order.rows)]
+  # As long as the longest prompt alone wants, so that no shape is new.
+  most = np.array([room.length(n) for n in order.lengths])
+
+  def cost(firsts, last, tokens):
+    rows = last - firsts + 1
+    fits = tokens <= np.maximum.accumulate(most[last::-1])[::-1]
+    # Every row reads all keys of its line; once more, they are gathered.
+    return np.where(fits & (rows <= room.rows), (rows + 1) * tokens, np.inf)
+
+  for run in trees.cut(order, cost):
+    places = trees.above(trie, past[run])
+    upto = np.searchsorted(places, past[run], side="right") - 1
+    yield Line(
+      places,
+      np.searchsorted(places, trie.ends[places]),
+      order.rows[run],
+      upto,
+    )
+
+
+def _plan(lines, room):
+  """Lines to batches of like lengths that have room."""
+  lines = sorted(
+    lines, key=lambda x: (len(x.places), len(x.rows), x.rows.min())
+  )
+  group: list[Line] = []
+  for line in lines:
+    # The lines before it are no longer.
+    most, _ = room.shapes(room.length(len(line.places)))[0]
     if len(group) >= most:
       yield group
       group = []
-    group.append(tree)
+    group.append(line)
   if group:
     yield group
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(model, params, trunk, visible):
-  def run():
-    return model.apply(
-      {"params": params}, trunk, visible.max(1), method="prefill"
-    )
+@functools.partial(jax.jit, static_argnums=0, donate_argnames=("pool",))
+def _prefill(model, params, tokens, places, depths, pool, ends):
+  return model.apply(
+    {"params": params}, tokens, places, depths, pool, ends, method="prefill"
+  )
 
-  def nothing():
-    return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run)
-    )
 
-  return jax.lax.cond((visible > 0).any(), run, nothing)
+@functools.partial(jax.jit, donate_argnums=0)
+def _moved(pool, source):
+  """The pool with what stood at `source` `[T]` at each place."""
+  return jax.tree.map(lambda x: x[:, source], pool)
+
+
+@jax.jit
+def _lines(pool, places):
+  """Keys and values `[B, K, T, C]` of the lines at `places` `[B, T]`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x[:, places], 1, 0), pool)
 
 
 @functools.partial(
   jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
 )
 def _decode(
-  model, chunk, filters, params, unembed, trunk_kv, state, start, end, knobs
+  model, chunk, filters, params, unembed, tries, state, start, end, knobs
 ):
   """Steps `start..end` of every branch, or until all are done.
 
@@ -330,8 +470,8 @@ def _decode(
   def body(carry):
     step, state, ids, log_probs = carry
     hidden, cache = model.apply(
-        {"params": params}, state["tokens"], trunk_kv, state["visible"],
-        state["cache"], step, method="decode",
+        {"params": params}, state["tokens"], *tries, state["past"],
+        state["depths"], state["cache"], step, method="decode",
     )  # fmt: skip
     logits = (hidden @ unembed).astype(jnp.float32)
     scale = jnp.where(temperature > 0, temperature, 1.0)
@@ -446,12 +586,12 @@ def _filter(log_probs, top_k, top_p):
 
 
 def _smallest(shapes, size, branches):
-  """The last of the shapes that has room for as many trunks and branches."""
+  """The last of the shapes that has room for as many lines and branches."""
   return [x for x in shapes if x[0] >= size and x[1] >= branches][-1]
 
 
 def _compact(done, shapes):
-  """Trunks `[B']` and their branches `[B', N']` that hold the live rows.
+  """Lines `[B']` and their branches `[B', N']` that hold the live rows.
 
   None where they need the shape that they have. Free places repeat a finished
   row.
@@ -460,16 +600,16 @@ def _compact(done, shapes):
   size, branches = _smallest(shapes, live.any(1).sum(), live.sum(1).max())
   if size * branches >= done.size:
     return None
-  trunk_order = np.argsort(~live.any(1), kind="stable")[:size]
+  line_order = np.argsort(~live.any(1), kind="stable")[:size]
   branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]
-  return trunk_order, branch_order[trunk_order]
+  return line_order, branch_order[line_order]
 
 
 @jax.jit
-def _gather(trunk_kv, state, trunks, branches):
-  trunk_kv = jax.tree.map(lambda x: x[trunks], trunk_kv)
-  state = jax.tree.map(lambda x: x[trunks[:, None], branches], state)
-  return trunk_kv, state
+def _gather(tries, state, lines, branches):
+  tries = jax.tree.map(lambda x: x[lines], tries)
+  state = jax.tree.map(lambda x: x[lines[:, None], branches], state)
+  return tries, state
 
 
 def _round_up(count):

@@ -1,15 +1,16 @@
-"""Attention of a trajectory tree: trunk tokens, and branches on a trunk.
+"""Attention over a prefix trie: its tokens, and branches on it.
 
-Every query sees keys that *follow one another*: a trunk token sees its trunk
-up to itself, a branch token sees its trunk up to the attach point, and its
-own branch up to itself. So one primitive is enough, `attend`, whose mask is
-two integers a query. What a branch token gets from the trunk and from its own
-branch is joined by `merge`, exactly, from the two log-sum-exps.
+Laid out depth first (`data/trees.py`), a trie's token sees what stands before
+it and does not end before it, and so does a branch from the place where it
+leaves the trie, and a branch's token in its own branch. So one primitive is
+enough, `attend`, whose mask is two integers: a place a query, an end a key.
+What a branch token gets from the trie and from its own branch is joined by
+`merge`, exactly, from the two log-sum-exps.
 
 What computes it is the `body`, one of `BODIES`, all of one meaning:
 - `dense` and `xla`: `attention_xla`, on every backend;
 - `pallas`: the kernels of `attention_pallas`;
-- `cudnn`: the trunk over itself by cuDNN, all else by `pallas`;
+- `cudnn`: a trie of one path over itself by cuDNN, all else by `pallas`;
 - `auto`: `xla` on CPU and TPU; on GPU `cudnn` in 16 bits, else `pallas`.
 
 Keys and values are kept heads first, `[B, K, S, C]`: then every product is a
@@ -69,66 +70,75 @@ def attend(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
-  end: jax.Array,
-  start: jax.Array,
+  place: jax.Array,
+  ends: jax.Array,
   *,
   body: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-  """Grouped-query attention over spans of keys.
+  """Grouped-query attention over the keys of a trie.
 
   Args:
     q: `[B, Q, H, C]` queries.
     k, v: `[B, K, S, C]` keys and values; K divides H.
-    end, start: `[B, Q]` query i sees the keys `start[b, i] <= j < end[b, i]`;
-      equal, it sees none.
+    place: `[B, Q]` where each query stands among the keys; -1: it sees none.
+    ends: `[B, S]` query i sees key j if `j <= place[b, i] < ends[b, j]`.
     body: one of `BODIES`.
 
   Returns:
     Outputs `[B, Q, H, C]` in q's dtype (0 where nothing is seen) and the
     float32 log-sum-exp of the scaled scores `[B, Q, H]`.
   """
-  chex.assert_rank([q, k, v, end, start], [4, 4, 4, 2, 2])
+  chex.assert_rank([q, k, v, place, ends], [4, 4, 4, 2, 2])
   chex.assert_equal_shape([k, v])
-  chex.assert_shape([end, start], q.shape[:2])
+  chex.assert_shape(place, q.shape[:2])
+  chex.assert_shape(ends, (k.shape[0], k.shape[2]))
   match _chosen(body, q.dtype):
     case "dense":
-      return attention_xla.dense(q, k, v, end, start)
+      return attention_xla.dense(q, k, v, place, ends)
     case "xla":
-      return attention_xla.blockwise(q, k, v, end, start)
+      return attention_xla.blockwise(q, k, v, place, ends)
     case _:
-      return attention_pallas.attend(q, k, v, end, start)
+      return attention_pallas.attend(q, k, v, place, ends)
 
 
-def attend_self(q, k, v, end, start, *, body="auto"):
-  """Outputs of trunks over themselves, `[B, T, H, C]`, from `attend`'s
-  arguments; where a token sees nothing it is padding and its output of no use.
+def attend_self(q, k, v, ends, *, body="auto"):
+  """Outputs of tries over themselves, `[B, T, H, C]`.
+
+  Args:
+    q: `[B, T, H, C]`.
+    k, v, ends: see `attend`; a token whose end is 0 is padding, behind all
+      others, and its output of no use.
+    body: one of `BODIES`.
   """
+  place = jnp.broadcast_to(jnp.arange(q.shape[1]), ends.shape)
   if _chosen(body, q.dtype) != "cudnn":
-    return attend(q, k, v, end, start, body=body)[0]
-  # The library knows sequences that begin at 0 only.
+    return attend(q, k, v, place, ends, body=body)[0]
+  length = ends.max(1)
+  # The library knows a path that begins at 0 only.
   return jax.lax.cond(
-    (start == 0).all(),
-    lambda: by_library(q, k, v, end.max(1)),
-    lambda: attention_pallas.attend(q, k, v, end, start)[0],
+    ((ends == length[:, None]) | (ends == 0)).all(),
+    lambda: by_library(q, k, v, length),
+    lambda: attention_pallas.attend(q, k, v, place, ends)[0],
   )
 
 
-def attend_near(q, k, v, end, start, *, reach, body="auto"):
+def attend_near(q, k, v, ends, *, reach, body="auto"):
   """`attend` of tokens over themselves where all they see is near.
 
   Args:
     q: `[B, S, H, C]`.
     k, v: `[B, K, S, C]`.
-    end, start: `[B, S]`; token i sees no key before `i - reach` or after i.
+    ends: `[B, S]`, see `attend`; no token sees a key before `i - reach`.
     reach: how far back, at most.
     body: one of `BODIES`.
   """
   size, width = q.shape[1], _NEAR
   blocks, back = -(-size // width), -(-reach // width)
   body = _chosen(body, q.dtype)
+  place = jnp.broadcast_to(jnp.arange(size), ends.shape)
   # Kernels skip what is far; long reaches, loops of blocks do.
   if body != "xla" or back >= blocks or reach > _FAR:
-    return attend(q, k, v, end, start, body=body)
+    return attend(q, k, v, place, ends, body=body)
 
   def rows(x):
     x = attention_xla.pad(x, blocks * width, 1)
@@ -143,10 +153,12 @@ def attend_near(q, k, v, end, start, *, reach, body="auto"):
     x = jnp.concatenate([x[:, i : i + blocks] for i in range(back + 1)], 3)
     return x.reshape(-1, *x.shape[2:])
 
-  before = (jnp.arange(size) // width - back) * width
+  before = (jnp.arange(blocks) - back) * width
+  near_ends = near(ends[:, None, :, None])[:, 0, :, 0]
   found = attend(
-    rows(q), near(k), near(v), rows(jnp.where(start < end, end - before, 0)),
-    rows(jnp.where(start < end, start - before, 0)), body=body,
+    rows(q), near(k), near(v),
+    rows(place - jnp.repeat(before, width)[:size]),
+    near_ends - jnp.tile(before, len(q))[:, None], body=body,
   )  # fmt: skip
   return jax.tree.map(
     lambda x: x.reshape(q.shape[0], -1, *x.shape[2:])[:, :size], found
@@ -169,30 +181,32 @@ def by_library(q, k, v, length, *, implementation="cudnn"):
   )
 
 
-def attend_trunk(q, k, v, end, *, body="auto"):
+def attend_trie(q, k, v, place, ends, *, body="auto"):
   """`attend` of one query a branch, without a derivative.
 
   Args:
-    q: `[B, N, H, C]`, the branches in the order of what they see.
-    k, v: `[B, K, T, C]` of the trunk.
-    end: `[B, N]`, how many of the keys each sees.
+    q: `[B, N, H, C]`, the branches in the order of their places.
+    k, v, place, ends: see `attend`.
     body: one of `BODIES`.
   """
   if _chosen(body, q.dtype) in ("pallas", "cudnn"):
-    return attention_pallas.decode(q, k, v, end)
+    return attention_pallas.decode(q, k, v, place, ends)
   dense = attention_xla.dense
   rows, keys = q.shape[1] // 2, k.shape[2] // 2
   if jax.default_backend() != "cpu" or rows < 16 or keys < 512:
-    return dense(q, k, v, end)
+    return dense(q, k, v, place, ends)
   # Where the first half of the branches sees only the first half of a long
-  # trunk, no more is read for it. Finer cuts cost more in small products than
+  # trie, no more is read for it. Finer cuts cost more in small products than
   # they leave out.
   first = jax.lax.cond(
-    end[:, :rows].max() <= keys,
-    lambda: dense(q[:, :rows], k[:, :, :keys], v[:, :, :keys], end[:, :rows]),
-    lambda: dense(q[:, :rows], k, v, end[:, :rows]),
-  )
-  second = dense(q[:, rows:], k, v, end[:, rows:])
+    place[:, :rows].max() < keys,
+    lambda: dense(
+      q[:, :rows], k[:, :, :keys], v[:, :, :keys], place[:, :rows],
+      ends[:, :keys],
+    ),
+    lambda: dense(q[:, :rows], k, v, place[:, :rows], ends),
+  )  # fmt: skip
+  second = dense(q[:, rows:], k, v, place[:, rows:], ends)
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), first, second)
 
 

@@ -23,12 +23,12 @@ _SPLIT = 512  # Keys that a decoding program reads: enough programs for a GPU.
 
 
 @jax.custom_jvp
-def attend(q, k, v, end, start):
+def attend(q, k, v, place, ends):
   """See `attention.attend`: same arguments, shapes and meaning."""
-  return _attend_forward(q, k, v, end, start)[0]
+  return _attend_forward(q, k, v, place, ends)[0]
 
 
-def decode(q, k, v, end):
+def decode(q, k, v, place, ends):
   """`attend` for few queries on many keys, without a derivative.
 
   The keys are cut into parts, as further heads, so that there is work for the
@@ -37,17 +37,18 @@ def decode(q, k, v, end):
   b, heads, keys, width = k.shape
   size = min(_SPLIT, keys)
   parts = -(-keys // size)
-  grouped, ends = (
+  grouped, place = (
     jnp.repeat(x, parts, axis=1)
-    for x in (xla.group(q, heads), _places(q, k, end))
+    for x in (xla.group(q, heads), _places(q, k, place))
   )
   before = size * jnp.tile(jnp.arange(parts), heads)[:, None]
-  ends = jnp.minimum(ends - before, size)
   k, v = (
     xla.pad(x, parts * size, 2).reshape(b, heads * parts, size, width)
     for x in (k, v)
   )
-  out, lse = _forward(grouped, k, v, jnp.zeros_like(ends), ends)
+  ends = xla.pad(ends, parts * size, 1).reshape(b, parts, size)
+  ends = jnp.tile(ends, (1, heads, 1))
+  out, lse = _forward(grouped, k, v, place - before, ends - before)
   lse = lse.reshape(b, heads, parts, -1)
   total = jax.nn.logsumexp(lse, axis=2)
   share = jnp.exp(lse - total[:, :, None])[..., None]
@@ -58,15 +59,18 @@ def decode(q, k, v, end):
   )
 
 
-def _attend_forward(q, k, v, end, start):
+def _attend_forward(q, k, v, place, ends):
   grouped = xla.group(q, k.shape[1])
-  span = _places(q, k, start), _places(q, k, end)
-  out, lse = _forward(grouped, k, v, *span)
+  seen = (
+    _places(q, k, place),
+    jnp.repeat(ends[:, None], k.shape[1], axis=1),
+  )
+  out, lse = _forward(grouped, k, v, *seen)
   result = (
     xla.ungroup(out.astype(q.dtype), q.shape),
     xla.ungroup(lse, q.shape[:3]),
   )
-  return result, (grouped, k, v, *span, out, lse)
+  return result, (grouped, k, v, *seen, out, lse)
 
 
 @attend.defjvp
@@ -118,23 +122,23 @@ def _partitioned(rule):
   return wrap
 
 
-@_partitioned("b k m c, b k s c, b k s c, b k m, b k m -> b k m c, b k m")
-def _forward(q, k, v, starts, ends):
+@_partitioned("b k m c, b k s c, b k s c, b k m, b k s -> b k m c, b k m")
+def _forward(q, k, v, places, ends):
   """Outputs `[B, K, M, C]` (float32) and log-sum-exps `[B, K, M]`.
 
   Args:
     q: `[B, K, M, C]`.
     k, v: `[B, K, S, C]`.
-    starts, ends: `[B, K, M]` the first key that each query sees, and the one
-      after the last.
+    places: `[B, K, M]` where each query stands among the keys.
+    ends: `[B, K, S]` the place behind all that sees each key.
   """
   size = q.shape[2]
-  rows, q, starts, ends, k, v = _padded(q, starts, ends, k, v)
+  rows, q, places, k, v, ends = _padded(q, places, k, v, ends)
   out, lse = _call(
     _forward_kernel,
     grid=(q.shape[0], q.shape[1], q.shape[2] // rows),
     inputs=[
-      (q, rows), (k, None), (v, None), (starts, rows), (ends, rows),
+      (q, rows), (k, None), (v, None), (places, rows), (ends, None),
     ],
     outputs=[
       (q.shape, jnp.float32, rows),
@@ -145,15 +149,14 @@ def _forward(q, k, v, starts, ends):
 
 
 def _forward_kernel(
-  q_ref, k_ref, v_ref, starts_ref, ends_ref, out_ref, lse_ref
+  q_ref, k_ref, v_ref, places_ref, ends_ref, out_ref, lse_ref
 ):
-  q, span = q_ref[...], (starts_ref[...], ends_ref[...])
+  q, places = q_ref[...], places_ref[...]
   shape = (q.shape[0], 1)
 
-  def body(i, carry):
+  def body(at, first, ends, carry):
     top, total, out = carry
-    at = pl.ds(i * _KEYS, _KEYS)
-    scores = _scores(q, k_ref[at, :], span, i * _KEYS)
+    scores = _scores(q, k_ref[at, :], places, ends, first)
     new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - new_top)
     decay = jnp.exp(top - new_top)
@@ -161,8 +164,9 @@ def _forward_kernel(
     out = out * decay + _dot(weights.astype(v_ref.dtype), v_ref[at, :])
     return new_top, total, out
 
-  top, total, out = jax.lax.fori_loop(
-    *_blocks_seen(*span),
+  top, total, out = _each_block(
+    places,
+    ends_ref,
     body,
     (
       jnp.full(shape, LEAST, jnp.float32),
@@ -176,15 +180,15 @@ def _forward_kernel(
 
 
 @_partitioned(
-  "b k m c, b k s c, b k s c, b k m, b k m, b k m c, b k m, b k m c, b k s c,"
+  "b k m c, b k s c, b k s c, b k m, b k s, b k m c, b k m, b k m c, b k s c,"
   " b k s c -> b k m c, b k m"
 )
-def _tangent(q, k, v, starts, ends, out, lse, d_q, d_k, d_v):
+def _tangent(q, k, v, places, ends, out, lse, d_q, d_k, d_v):
   """Tangents of `_forward`'s results along those of q, k and v."""
   size = q.shape[2]
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
-  rows, q, starts, ends, k, v = _padded(q, starts, ends, k, v)
+  rows, q, places, k, v, ends = _padded(q, places, k, v, ends)
   lse = xla.pad(lse, q.shape[2], 2)[..., None]
   d_q = xla.pad(d_q, q.shape[2], 2)
   d_k, d_v = (xla.pad(x, k.shape[2], 2) for x in (d_k, d_v))
@@ -192,7 +196,7 @@ def _tangent(q, k, v, starts, ends, out, lse, d_q, d_k, d_v):
     _tangent_kernel,
     grid=(q.shape[0], q.shape[1], q.shape[2] // rows),
     inputs=[
-      (q, rows), (k, None), (v, None), (starts, rows), (ends, rows),
+      (q, rows), (k, None), (v, None), (places, rows), (ends, None),
       (lse, rows), (d_q, rows), (d_k, None), (d_v, None),
     ],
     outputs=[
@@ -205,41 +209,41 @@ def _tangent(q, k, v, starts, ends, out, lse, d_q, d_k, d_v):
 
 
 def _tangent_kernel(
-  q_ref, k_ref, v_ref, starts_ref, ends_ref, lse_ref, d_q_ref, d_k_ref,
+  q_ref, k_ref, v_ref, places_ref, ends_ref, lse_ref, d_q_ref, d_k_ref,
   d_v_ref, d_out_ref, d_lse_ref,
 ):  # fmt: skip
   q, lse, d_q = q_ref[...], lse_ref[...], d_q_ref[...]
-  span = starts_ref[...], ends_ref[...]
+  places = places_ref[...]
 
-  def body(i, carry):
+  def body(at, first, ends, carry):
     d_lse, d_out = carry
-    at = pl.ds(i * _KEYS, _KEYS)
     k = k_ref[at, :]
-    weights = jnp.exp(_scores(q, k, span, i * _KEYS) - lse)
+    weights = jnp.exp(_scores(q, k, places, ends, first) - lse)
     d_scores = _dot(d_q, k.T) + _dot(q, d_k_ref[at, :].T)
     d_scores *= weights * xla.scale(q)
     d_out += _dot(d_scores.astype(k.dtype), v_ref[at, :])
     d_out += _dot(weights.astype(k.dtype), d_v_ref[at, :])
     return d_lse + d_scores.sum(-1, keepdims=True), d_out
 
-  d_lse_ref[...], d_out_ref[...] = jax.lax.fori_loop(
-    *_blocks_seen(*span),
+  d_lse_ref[...], d_out_ref[...] = _each_block(
+    places,
+    ends_ref,
     body,
     (jnp.zeros(lse.shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)),
   )
 
 
 @_partitioned(
-  "b k m c, b k s c, b k s c, b k m, b k m, b k m c, b k m, b k m c, b k m"
+  "b k m c, b k s c, b k s c, b k m, b k s, b k m c, b k m, b k m c, b k m"
   " -> b k m c, b k s c, b k s c"
 )
-def _backward(q, k, v, starts, ends, out, lse, d_out, d_lse):
+def _backward(q, k, v, places, ends, out, lse, d_out, d_lse):
   """Gradients of q, k and v, from `_forward`'s arguments and results."""
   size, keys = q.shape[2], k.shape[2]
   delta = (d_out.astype(jnp.float32) * out).sum(-1) - d_lse
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
-  rows, q, starts, ends, k, v = _padded(q, starts, ends, k, v)
+  rows, q, places, k, v, ends = _padded(q, places, k, v, ends)
   d_out = xla.pad(d_out.astype(v.dtype), q.shape[2], 2)
   lse, delta = (xla.pad(x, q.shape[2], 2)[..., None] for x in (lse, delta))
   b, heads, _, width = q.shape
@@ -247,7 +251,7 @@ def _backward(q, k, v, starts, ends, out, lse, d_out, d_lse):
     _query_kernel,
     grid=(b, heads, q.shape[2] // rows),
     inputs=[
-      (q, rows), (k, None), (v, None), (starts, rows), (ends, rows),
+      (q, rows), (k, None), (v, None), (places, rows), (ends, None),
       (lse, rows), (delta, rows), (d_out, rows),
     ],
     outputs=[(q.shape, q.dtype, rows)],
@@ -256,7 +260,7 @@ def _backward(q, k, v, starts, ends, out, lse, d_out, d_lse):
     functools.partial(_key_kernel, rows),
     grid=(b, heads, k.shape[2] // _KEYS),
     inputs=[
-      (q, None), (k, _KEYS), (v, _KEYS), (starts, None), (ends, None),
+      (q, None), (k, _KEYS), (v, _KEYS), (places, None), (ends, _KEYS),
       (lse, None), (delta, None), (d_out, None),
     ],
     outputs=[(k.shape, k.dtype, _KEYS), (v.shape, v.dtype, _KEYS)],
@@ -265,47 +269,42 @@ def _backward(q, k, v, starts, ends, out, lse, d_out, d_lse):
 
 
 def _query_kernel(
-  q_ref, k_ref, v_ref, starts_ref, ends_ref, lse_ref, delta_ref, d_out_ref,
+  q_ref, k_ref, v_ref, places_ref, ends_ref, lse_ref, delta_ref, d_out_ref,
   d_q_ref,
 ):  # fmt: skip
-  q, lse = q_ref[...], lse_ref[...]
-  span = starts_ref[...], ends_ref[...]
+  q, lse, places = q_ref[...], lse_ref[...], places_ref[...]
   delta, d_out = delta_ref[...], d_out_ref[...]
 
-  def body(i, d_q):
-    at = pl.ds(i * _KEYS, _KEYS)
+  def body(at, first, ends, d_q):
     k = k_ref[at, :]
-    weights = jnp.exp(_scores(q, k, span, i * _KEYS) - lse)
+    weights = jnp.exp(_scores(q, k, places, ends, first) - lse)
     d_scores = weights * (_dot(d_out, v_ref[at, :].T) - delta)
     return d_q + _dot(d_scores.astype(k.dtype), k)
 
-  d_q = jax.lax.fori_loop(
-    *_blocks_seen(*span), body, jnp.zeros(q.shape, jnp.float32)
-  )
+  d_q = _each_block(places, ends_ref, body, jnp.zeros(q.shape, jnp.float32))
   d_q_ref[...] = (d_q * xla.scale(q)).astype(d_q_ref.dtype)
 
 
 def _key_kernel(
-  rows, q_ref, k_ref, v_ref, starts_ref, ends_ref, lse_ref, delta_ref,
+  rows, q_ref, k_ref, v_ref, places_ref, ends_ref, lse_ref, delta_ref,
   d_out_ref, d_k_ref, d_v_ref,
 ):  # fmt: skip
-  k, v = k_ref[...], v_ref[...]
+  k, v, ends = k_ref[...], v_ref[...], ends_ref[...].T
   first = pl.program_id(2) * _KEYS
 
   def body(i, carry):
     at = pl.ds(i * rows, rows)
-    span = starts_ref[at, :], ends_ref[at, :]
+    places = places_ref[at, :]
 
     def seen(d_k, d_v):
       q, d_out = q_ref[at, :], d_out_ref[at, :]
-      weights = jnp.exp(_scores(q, k, span, first) - lse_ref[at, :])
+      weights = jnp.exp(_scores(q, k, places, ends, first) - lse_ref[at, :])
       d_scores = weights * (_dot(d_out, v.T) - delta_ref[at, :])
       d_k += _dot(d_scores.astype(q.dtype).T, q)
       return d_k, d_v + _dot(weights.astype(d_out.dtype).T, d_out)
 
-    low, high = _extent(*span)
     return jax.lax.cond(
-      (low < first + _KEYS) & (high > first), seen, lambda *same: same, *carry
+      _sees(places, ends, first), seen, lambda *same: same, *carry
     )
 
   zeros = jnp.zeros(k.shape, jnp.float32)
@@ -334,13 +333,11 @@ def _call(kernel, *, grid, inputs, outputs):
   )(*(x for x, _ in inputs))
 
 
-def _scores(q, k, span, first):
+def _scores(q, k, places, ends, first):
   """Scaled scores of a block of keys from `first` on; else `MASKED`."""
-  place = first + jax.lax.broadcasted_iota(
-    jnp.int32, (q.shape[0], k.shape[0]), 1
-  )
+  at = first + jax.lax.broadcasted_iota(jnp.int32, (q.shape[0], k.shape[0]), 1)
   scores = _dot(q, k.T) * xla.scale(q)
-  return jnp.where((place >= span[0]) & (place < span[1]), scores, MASKED)
+  return jnp.where((at <= places) & (places < ends), scores, MASKED)
 
 
 def _dot(x, y):
@@ -352,23 +349,35 @@ def _places(q, k, place):
   return jnp.repeat(xla.group_places(q, k, place), k.shape[1], axis=1)
 
 
-def _extent(starts, ends):
-  """The first key that one of the queries sees, and that after the last."""
-  none = jnp.iinfo(starts.dtype).max
-  return jnp.min(jnp.where(starts < ends, starts, none)), jnp.max(ends)
+def _sees(places, ends, first):
+  """Whether one of the queries may see one of the keys from `first` on."""
+  none = jnp.iinfo(places.dtype).max
+  lowest = jnp.min(jnp.where(places < 0, none, places))
+  return (jnp.max(places) >= first) & (jnp.max(ends) > lowest)
 
 
-def _blocks_seen(starts, ends):
-  first, last = _extent(starts, ends)
-  return first // _KEYS, (last + _KEYS - 1) // _KEYS
+def _each_block(places, ends_ref, body, carry):
+  """`body(at, first, ends, carry)` for each block of keys that is seen."""
+
+  def one(i, carry):
+    at = pl.ds(i * _KEYS, _KEYS)
+    ends = ends_ref[at, :].T
+    return jax.lax.cond(
+      _sees(places, ends, i * _KEYS),
+      lambda carry: body(at, i * _KEYS, ends, carry),
+      lambda carry: carry,
+      carry,
+    )
+
+  last = jnp.minimum(jnp.max(places), ends_ref.shape[0] - 1)
+  return jax.lax.fori_loop(0, last // _KEYS + 1, one, carry)
 
 
-def _padded(q, starts, ends, k, v):
+def _padded(q, places, k, v, ends):
   """Rows of a block, and the arrays padded to whole blocks."""
   rows = min(_ROWS, max(16, pl.next_power_of_2(q.shape[2])))
-  starts, ends = starts[..., None], ends[..., None]
-  q, starts, ends = (
-    xla.pad(x, -(-x.shape[2] // rows) * rows, 2) for x in (q, starts, ends)
-  )
-  k, v = (xla.pad(x, -(-x.shape[2] // _KEYS) * _KEYS, 2) for x in (k, v))
-  return rows, q, starts, ends, k, v
+  size = -(-q.shape[2] // rows) * rows
+  keys = -(-k.shape[2] // _KEYS) * _KEYS
+  q, places = (xla.pad(x, size, 2) for x in (q, places[..., None] + 1))
+  k, v, ends = (xla.pad(x, keys, 2) for x in (k, v, ends[..., None]))
+  return rows, q, places - 1, k, v, ends

@@ -18,10 +18,13 @@ _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
 MASKED, LEAST = -1e30, -1e29
 
 
-def dense(q, k, v, end, start=None):
-  """`attend` with all scores `[B, K, Q*H/K, S]` formed at once."""
+def dense(q, k, v, place, ends=None):
+  """`attend` with all scores `[B, K, Q*H/K, S]` formed at once.
+
+  Without `ends` all that follows a key sees it.
+  """
   grouped = group(q, k.shape[1])
-  scores = _scores(grouped, k, _seen(q, k, start, end), 0)
+  scores = _scores(grouped, k, group_places(q, k, place), ends, 0)
   top = jnp.maximum(jax.lax.stop_gradient(scores.max(-1)), LEAST)
   weights = jnp.exp(scores - top[..., None])
   total = weights.sum(-1)
@@ -52,34 +55,39 @@ def with_derivatives(out, saved, tangents, *, forward, backward):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
-def blockwise(q, k, v, end, start, blocks=None):
+def blockwise(q, k, v, place, ends, blocks=None):
   """`attend` by blocks with an online softmax; scores are recomputed.
 
   `blocks` are the most queries and keys of one; by default what fits the
   caches of the backend.
   """
-  return _blockwise_forward(q, k, v, end, start, blocks)[0]
+  return _blockwise_forward(q, k, v, place, ends, blocks)[0]
 
 
-def _blockwise_forward(q, k, v, end, start, blocks):
+def _blockwise_forward(q, k, v, place, ends, blocks):
   size = q.shape[1]
   blocks = blocks or _fitting_blocks(q)
   blocks_q, block_q = _blocks(size, blocks[0])
   blocks_k, block_k = _blocks(k.shape[2], blocks[1])
   k_pad = pad(k, blocks_k * block_k, 2)
   v_pad = pad(v, blocks_k * block_k, 2)
+  ends_pad = pad(ends, blocks_k * block_k, 1)
   parts = [
-    _split(pad(x, blocks_q * block_q, 1), blocks_q) for x in (q, start, end)
+    _split(pad(x, blocks_q * block_q, 1), blocks_q) for x in (q, place + 1)
   ]
 
   def one(part):
-    queries, *span = part
-    grouped, seen = group(queries, k.shape[1]), _seen(queries, k, *span)
+    queries, after = part
+    grouped = group(queries, k.shape[1])
+    at = group_places(queries, k, after - 1)
 
     def body(i, carry):
       top, total, out = carry
       first = i * block_k
-      scores = _scores(grouped, _block(k_pad, first, block_k), seen, first)
+      scores = _scores(
+          grouped, _block(k_pad, first, block_k), at,
+          _block(ends_pad, first, block_k, 1), first,
+      )  # fmt: skip
       new_top = jnp.maximum(top, scores.max(-1))
       weights = jnp.exp(scores - new_top[..., None])
       decay = jnp.exp(top - new_top)
@@ -91,8 +99,8 @@ def _blockwise_forward(q, k, v, end, start, blocks):
 
     shape = grouped.shape[:-1]
     top, total, out = _each_block(
-      blocks_k,
-      span,
+      after - 1,
+      ends_pad,
       block_k,
       body,
       (
@@ -108,7 +116,7 @@ def _blockwise_forward(q, k, v, end, start, blocks):
 
   out, lse = jax.lax.map(one, tuple(parts))
   out, lse = _join(out)[:, :size], _join(lse)[:, :size]
-  return (out, lse), (q, k, v, end, start, out, lse)
+  return (out, lse), (q, k, v, place, ends, out, lse)
 
 
 @blockwise.defjvp
@@ -122,32 +130,35 @@ def _blockwise_jvp(blocks, primals, tangents):
 
 
 def _blockwise_tangent(blocks, saved, tangents):
-  q, k, v, end, start, out, lse = saved
+  q, k, v, place, ends, out, lse = saved
   d_q, d_k, d_v = tangents
   size = q.shape[1]
   blocks = blocks or _fitting_blocks(q)
   blocks_q, block_q = _blocks(size, blocks[0])
   blocks_k, block_k = _blocks(k.shape[2], blocks[1])
   padded = [pad(x, blocks_k * block_k, 2) for x in (k, v, d_k, d_v)]
+  ends_pad = pad(ends, blocks_k * block_k, 1)
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
   parts = [
     _split(pad(x, blocks_q * block_q, 1), blocks_q)
-    for x in (q, start, end, lse, d_q)
+    for x in (q, place + 1, lse, d_q)
   ]
 
   def one(part):
-    queries, *span, lse_i, d_q_i = part
+    queries, after, lse_i, d_q_i = part
     grouped, lse_g, d_q_g = (
       group(x, k.shape[1]) for x in (queries, lse_i, d_q_i)
     )
-    seen = _seen(queries, k, *span)
+    at = group_places(queries, k, after - 1)
 
     def body(i, carry):
       d_lse, d_out = carry
       first = i * block_k
       k_i, v_i, d_k_i, d_v_i = (_block(x, first, block_k) for x in padded)
-      weights = jnp.exp(_scores(grouped, k_i, seen, first) - lse_g[..., None])
+      ends_i = _block(ends_pad, first, block_k, 1)
+      scores = _scores(grouped, k_i, at, ends_i, first)
+      weights = jnp.exp(scores - lse_g[..., None])
       d_scores = product("bkmc,bksc->bkms", d_q_g, k_i)
       d_scores += product("bkmc,bksc->bkms", grouped, d_k_i)
       d_scores *= weights * scale(q)
@@ -156,8 +167,8 @@ def _blockwise_tangent(blocks, saved, tangents):
       return d_lse + d_scores.sum(-1), d_out
 
     d_lse, d_out = _each_block(
-      blocks_k,
-      span,
+      after - 1,
+      ends_pad,
       block_k,
       body,
       (
@@ -173,7 +184,7 @@ def _blockwise_tangent(blocks, saved, tangents):
 
 
 def _blockwise_backward(blocks, saved, cotangents):
-  q, k, v, end, start, out, lse = saved
+  q, k, v, place, ends, out, lse = saved
   d_out, d_lse = cotangents
   size, keys = q.shape[1], k.shape[2]
   blocks = blocks or _fitting_blocks(q)
@@ -181,6 +192,7 @@ def _blockwise_backward(blocks, saved, cotangents):
   blocks_k, block_k = _blocks(keys, blocks[1])
   k_pad = pad(k, blocks_k * block_k, 2)
   v_pad = pad(v, blocks_k * block_k, 2)
+  ends_pad = pad(ends, blocks_k * block_k, 1)
   d_out = d_out.astype(jnp.float32)
   delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
   factor = scale(q)
@@ -188,12 +200,13 @@ def _blockwise_backward(blocks, saved, cotangents):
   lse = jnp.maximum(lse, LEAST)
   parts = [
     _split(pad(x, blocks_q * block_q, 1), blocks_q)
-    for x in (q, start, end, lse, delta, d_out)
+    for x in (q, place + 1, lse, delta, d_out)
   ]
 
   def one(carry, part):
-    queries, *span, lse_i, delta_i, d_out_i = part
-    grouped, seen = group(queries, k.shape[1]), _seen(queries, k, *span)
+    queries, after, lse_i, delta_i, d_out_i = part
+    grouped = group(queries, k.shape[1])
+    at = group_places(queries, k, after - 1)
     lse_g, delta_g, d_out_g = (
       group(x, k.shape[1]) for x in (lse_i, delta_i, d_out_i)
     )
@@ -203,7 +216,9 @@ def _blockwise_backward(blocks, saved, cotangents):
       d_q, d_k, d_v = inner
       first = i * block_k
       keys_i = _block(k_pad, first, block_k)
-      scores = _scores(grouped, keys_i, seen, first)
+      scores = _scores(
+        grouped, keys_i, at, _block(ends_pad, first, block_k, 1), first
+      )
       weights = jnp.exp(scores - lse_g[..., None])
       d_weights = product(
         "bkmc,bksc->bkms", d_out_g, _block(v_pad, first, block_k)
@@ -217,8 +232,8 @@ def _blockwise_backward(blocks, saved, cotangents):
       return d_q, d_k, d_v
 
     d_q, d_k, d_v = _each_block(
-      blocks_k,
-      span,
+      after - 1,
+      ends_pad,
       block_k,
       body,
       (jnp.zeros(grouped.shape, jnp.float32), *carry),
@@ -238,14 +253,13 @@ def product(spec, x, y):
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _scores(grouped, k, seen, first):
+def _scores(grouped, k, place, ends, first):
   """Scaled scores `[B, K, M, S]` of keys from `first` on; else `MASKED`."""
   scores = product("bkmc,bksc->bkms", grouped, k)
-  start, end = seen
-  place = first + jnp.arange(k.shape[2])
-  visible = place < end[..., None]
-  if start is not None:
-    visible &= place >= start[..., None]
+  place = place[..., None]
+  visible = first + jnp.arange(k.shape[2]) <= place
+  if ends is not None:
+    visible &= place < ends[:, None, None]
   return jnp.where(visible, scores * scale(k), MASKED)
 
 
@@ -273,12 +287,6 @@ def group_places(q, k, place):
   return jnp.repeat(place, q.shape[2] // k.shape[1], axis=1)[:, None]
 
 
-def _seen(q, k, start, end):
-  """The first key that each grouped query sees, and that after its last."""
-  start = None if start is None else group_places(q, k, start)
-  return start, group_places(q, k, end)
-
-
 def _fitting_blocks(q):
   """Queries and keys of a block whose scores stay in the caches."""
   if jax.default_backend() != "cpu":
@@ -293,20 +301,22 @@ def _blocks(size, block):
   return count, max(1, -(-size // count))
 
 
-def _each_block(count, span, block, body, carry):
-  """`body(i, carry)` for each of `count` blocks of keys that a query sees."""
+def _each_block(place, ends, block, body, carry):
+  """`body(i, carry)` for each block of keys that a query sees."""
+  count = ends.shape[1] // block
   if count == 1:  # No loop for XLA to copy the carry in and out of.
     return body(0, carry)
-  start, end = span
-  first = jnp.min(start, where=start < end, initial=count * block)
-  last = jnp.max(end, where=start < end, initial=0)
+  first = jnp.min(place, where=place >= 0, initial=jnp.iinfo(jnp.int32).max)
+  seen = ends.reshape(-1, count, block).max((0, 2)) > first
+  seen &= jnp.arange(count) * block <= place.max()
+  order = jnp.argsort(~seen, stable=True)
   return jax.lax.fori_loop(
-    first // block, (last + block - 1) // block, body, carry
+    0, seen.sum(), lambda i, carry: body(order[i], carry), carry
   )
 
 
-def _block(x, start, size):
-  return jax.lax.dynamic_slice_in_dim(x, start, size, 2)
+def _block(x, start, size, axis=2):
+  return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
 def pad(x, size, axis):

@@ -1,20 +1,20 @@
-"""Qwen3 (dense) in Flax Linen, over trajectory trees.
+"""Qwen3 (dense) in Flax Linen, over prefix tries.
 
 RMSNorm, QK-norm, rotary positions, grouped-query attention and SwiGLU, with
 the parameter names of Hugging Face (`models/hf.py` maps them one to one).
 
-The unit of compute is a trunk `[T]` with N branches `[A]` on it. A branch of
-an action starts with the *last prompt token* and ends before the action's
-last token, so that its A outputs predict the action's A tokens; it sees the
-trunk before that token and its own past. Hence the trunk is only ever read
-through its keys and values: its last layer's outputs and its vocabulary
-projection do not exist here. Trees stand side by side in a row of trunk
-tokens and one of branch tokens; what a token sees is two integers (`Spans`).
+The unit of compute is a trie `[T]` of prompts with branches `[A]` on it. A
+branch of an action starts with the *last prompt token* and ends before the
+action's last token, so that its A outputs predict the action's A tokens; it
+sees the path above that token and its own past. Hence the trie is only ever
+read through its keys and values: its last layer's outputs and its vocabulary
+projection do not exist here. Tries stand side by side in a line of prompt
+tokens and one of branch tokens; what a token sees is two integers (`Layout`).
 
 Three ways through the same layers:
-- `__call__`: trunk and branches at once, for the loss;
-- `prefill`: the trunk's keys and values, once;
-- `decode`: one token of every branch, from the trunk's and its own cache.
+- `__call__`: tries and branches at once, for the loss;
+- `prefill`: the keys and values of some tokens of a trie, once;
+- `decode`: one token of every branch, from the trie's and its own cache.
 """
 
 import dataclasses
@@ -74,19 +74,24 @@ def config_from_hf(values: dict[str, Any]) -> Config:
 
 
 @flax.struct.dataclass
-class Spans:
-  """What each token of a row sees, as (start, end) places; equal: padding.
+class Layout:
+  """Where the tokens of lines stand; see `attention.attend`.
 
   Attributes:
-    trunk: `[B, T]` each, of a trunk token on its trunk, itself included.
-    past: `[B, S]` each, of a branch token on the trunks.
-    own: `[B, S]` each, of a branch token on the branch tokens, itself
-      included.
+    ends: `[B, T]` of the tries' tokens: the place behind all that sees each;
+      0 is padding, behind all others.
+    depths: `[B, T]` their positions.
+    past: `[B, S]` of the branches' tokens: the place in the trie up to which
+      each sees; -1 where it sees nothing of it.
+    branch_ends: `[B, S]` the place behind each one's branch; 0 is padding.
+    branch_depths: `[B, S]` their positions.
   """
 
-  trunk: tuple[jax.Array, jax.Array]
-  past: tuple[jax.Array, jax.Array]
-  own: tuple[jax.Array, jax.Array]
+  ends: jax.Array
+  depths: jax.Array
+  past: jax.Array
+  branch_ends: jax.Array
+  branch_depths: jax.Array
 
 
 class RMSNorm(nn.Module):
@@ -193,7 +198,7 @@ def _swiglu_jvp(primals, tangents):
 
 
 class Layer(nn.Module):
-  """One decoder layer, over trunks `[B, T, D]` and branches `[B, S, D]`."""
+  """One decoder layer, over tries `[B, T, D]` and branches `[B, S, D]`."""
 
   config: Config
   dtype: Any
@@ -212,13 +217,13 @@ class Layer(nn.Module):
     x = x + self.self_attn.output(heads)
     return x + self.mlp(self.post_attention_layernorm(x))
 
-  def trunk(self, x, rope, span, *, last):
-    """The trunk's next hidden states (None of the last layer) and its KV.
+  def trie(self, x, rope, ends, *, last):
+    """The tries' next hidden states (None of the last layer) and their KV.
 
     Args:
       x: `[B, T, D]`.
       rope: rotary tables of its positions.
-      span: `Spans.trunk`.
+      ends: `Layout.ends`.
       last: whether this is the last layer.
     """
     normed = self.input_layernorm(x)
@@ -226,36 +231,63 @@ class Layer(nn.Module):
     if last:
       return None, kv
     q = self.self_attn.query(normed, rope)
-    start, end = span
-    heads = attention.attend_self(q, *kv, end, start, body=self.attention)
+    heads = attention.attend_self(q, *kv, ends, body=self.attention)
     return self._finish(x, heads), kv
 
-  def branches(self, x, rope, trunk_kv, spans, reach):
-    """`[B, S, D]` to the same, reading the trunks too."""
+  def branches(self, x, rope, trie_kv, layout, reach):
+    """`[B, S, D]` to the same, reading the tries too."""
     normed = self.input_layernorm(x)
     q = self.self_attn.query(normed, rope)
     kv = self.self_attn.key_value(normed, rope)
-    start, end = spans.past
-    past = attention.attend(q, *trunk_kv, end, start, body=self.attention)
-    start, end = spans.own
+    past = attention.attend(
+      q, *trie_kv, layout.past, layout.ends, body=self.attention
+    )
     own = attention.attend_near(
-      q, *kv, end, start, reach=reach, body=self.attention
+      q, *kv, layout.branch_ends, reach=reach, body=self.attention
     )
     return self._finish(x, attention.merge(past, own))
 
-  def both(self, trunk, branch, ropes, spans, reach, last):
+  def both(self, trie, branch, ropes, layout, reach, last):
     """One layer of `Qwen3.__call__`."""
-    trunk, kv = self.trunk(trunk, ropes[0], spans.trunk, last=last)
-    return trunk, self.branches(branch, ropes[1], kv, spans, reach)
+    trie, kv = self.trie(trie, ropes[0], layout.ends, last=last)
+    return trie, self.branches(branch, ropes[1], kv, layout, reach)
 
-  def decode(self, x, rope, trunk_kv, visible, cache, step):
+  def prefill(self, x, rope, pool, places, ends, *, last):
+    """The next hidden states of some tokens, and the pool with their KV.
+
+    Args:
+      x: `[1, C, D]`.
+      rope: rotary tables of their positions.
+      pool: keys and values `[K, T, C]` of a trie; those of all tokens above
+        these, or among these, count.
+      places: `[C]` theirs in the trie, T or more where there is no token.
+      ends: `[T]` of the trie.
+      last: whether this is the last layer.
+    """
+    normed = self.input_layernorm(x)
+    pool = tuple(
+      old.at[:, places].set(new[0], mode="drop", unique_indices=True)
+      for old, new in zip(
+        pool, self.self_attn.key_value(normed, rope), strict=True
+      )
+    )
+    if last:
+      return None, pool
+    q = self.self_attn.query(normed, rope)
+    seen = jnp.where(places < len(ends), places, -1)
+    heads, _ = attention.attend(
+      q, *(x[None] for x in pool), seen[None], ends[None], body=self.attention
+    )
+    return self._finish(x, heads), pool
+
+  def decode(self, x, rope, trie, past, cache, step):
     """`[B, N, D]`, one token a branch, at place `step` of its cache.
 
     Args:
       x: `[B, N, D]`.
       rope: rotary tables of the tokens' positions.
-      trunk_kv: keys and values `[B, K, T, C]`.
-      visible: `[B, N]` trunk tokens each branch sees.
+      trie: keys and values `[B, K, T, C]`, and `ends` `[B, T]`.
+      past: `[B, N]` the place up to which each branch sees.
       cache: the branches' keys `[B * N, K, C, S]` and values
         `[B * N, K, S, C]`: with more leading axes XLA updates a copy on CPU.
       step: scalar, how many tokens of each branch are in the cache.
@@ -274,7 +306,8 @@ class Layer(nn.Module):
       put(cache[0], jnp.swapaxes(new_k, 2, 3), step, 3),
       put(cache[1], new_v, step, 2),
     )
-    past = attention.attend_trunk(q, *trunk_kv, visible, body=self.attention)
+    k, v, ends = trie
+    past = attention.attend_trie(q, k, v, past, ends, body=self.attention)
     own = attention.attend_own(q, *cache, step + 1)
     return self._finish(x, attention.merge(past, own)), cache
 
@@ -319,57 +352,64 @@ class Qwen3(nn.Module):
         "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
       )
 
-  def __call__(self, trunk, branch, spans, *, reach):
+  def __call__(self, trie, branch, layout, *, reach):
     """Hidden states of the branches' tokens.
 
     Args:
-      trunk: `[B, T]` token ids, trunk after trunk.
+      trie: `[B, T]` token ids, trie after trie.
       branch: `[B, S]` token ids, branch after branch, each from its last
         prompt token on.
-      spans: what each sees; hence their positions.
+      layout: where they stand.
       reach: no token of a branch stands further from its first.
 
     Returns:
       `[B, S, D]`, normed: times `unembedding` they are the logits of the
       tokens that follow.
     """
-    chex.assert_rank([trunk, branch], [2, 2])
-    chex.assert_shape(list(spans.trunk), trunk.shape)
-    chex.assert_shape([*spans.past, *spans.own], branch.shape)
-    x, y = self.embed_tokens(trunk), self.embed_tokens(branch)
-    counts = [end - start for start, end in (spans.past, spans.own)]
-    ropes = (
-      self._rope(spans.trunk[1] - spans.trunk[0] - 1),
-      self._rope(counts[0] + counts[1] - 1),
-    )
+    chex.assert_rank([trie, branch], [2, 2])
+    chex.assert_shape([layout.ends, layout.depths], trie.shape)
+    x, y = self.embed_tokens(trie), self.embed_tokens(branch)
+    ropes = self._rope(layout.depths), self._rope(layout.branch_depths)
     for i, layer in enumerate(self.layers):
       last = i == len(self.layers) - 1
-      x, y = layer.both(x, y, ropes, spans, reach, last)
+      x, y = layer.both(x, y, ropes, layout, reach, last)
     if self.is_initializing() and not self.config.tie_word_embeddings:
       self.lm_head(y)
     return self.norm(y)
 
-  def prefill(self, trunk, length):
-    """Keys and values `[B, K, T, C]` of the trunk, a pair a layer.
+  def prefill(self, tokens, places, depths, pool, ends):
+    """The pool, a pair `[K, T, C]` a layer, with the KV of some tokens.
 
-    Those from `length` `[B]` on are of no use.
+    Args:
+      tokens, places, depths: `[C]`; places of T or more are padding. What
+        these tokens see is among them or in the pool.
+      pool: keys and values of a trie.
+      ends: `[T]` of the trie.
     """
-    x, caches = self.embed_tokens(trunk), []
-    place = jnp.arange(trunk.shape[1])
-    rope = self._rope(place)
-    end = jnp.where(place < length[:, None], place + 1, 0)
-    span = jnp.zeros_like(end), end
-    for i, layer in enumerate(self.layers):
-      x, kv = layer.trunk(x, rope, span, last=i == len(self.layers) - 1)
-      caches.append(kv)
-    return tuple(caches)
+    x, pools = self.embed_tokens(tokens)[None], []
+    rope = self._rope(depths[None])
+    for i, (layer, kv) in enumerate(zip(self.layers, pool, strict=True)):
+      last = i == len(self.layers) - 1
+      x, kv = layer.prefill(x, rope, kv, places, ends, last=last)
+      pools.append(kv)
+    return tuple(pools)
 
-  def decode(self, tokens, trunk_kv, visible, cache, step):
-    """Hidden states `[B, N, D]` of one token `[B, N]` a branch, and cache."""
+  def decode(self, tokens, tries, ends, past, depths, cache, step):
+    """Hidden states `[B, N, D]` of one token a branch, and the cache.
+
+    Args:
+      tokens: `[B, N]`.
+      tries: keys and values `[B, K, T, C]`, a pair a layer.
+      ends: `[B, T]` of the tries.
+      past: `[B, N]` the place up to which each branch sees.
+      depths: `[B, N]` position of each branch's first token.
+      cache: of the branches, see `Layer.decode`.
+      step: scalar, how many tokens are in the cache.
+    """
     x, caches = self.embed_tokens(tokens), []
-    rope = self._rope((visible + step)[..., None])
-    for layer, trunk, own in zip(self.layers, trunk_kv, cache, strict=True):
-      x, own = layer.decode(x, rope, trunk, visible, own, step)
+    rope = self._rope((depths + step)[..., None])
+    for layer, kv, own in zip(self.layers, tries, cache, strict=True):
+      x, own = layer.decode(x, rope, (*kv, ends), past, own, step)
       caches.append(own)
     return self.norm(x), tuple(caches)
 
@@ -389,6 +429,6 @@ def unembedding(params: Any, config: Config) -> jax.Array:
 def init_params(config: Config, key: jax.Array) -> Any:
   """Random parameters, boxed with their logical axes."""
   ids = jnp.zeros((1, 2), jnp.int32)
-  nothing = Spans(*((ids, ids),) * 3)
-  variables = Qwen3(config).init(key, ids, ids, nothing, reach=1)
+  layout = Layout(*(ids,) * 5)
+  variables = Qwen3(config).init(key, ids, ids, layout, reach=1)
   return variables["params"]

@@ -8,12 +8,14 @@ Samples without a verdict keep their text, and are scored again later.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
 from typing import Any
 
 from absl import logging
+import jax
 import numpy as np
 import tqdm
 
@@ -24,6 +26,7 @@ from pivotrl_jax import types
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import records
+from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.pivots import rollouts
@@ -46,13 +49,13 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
         out.finish()
         return True
   policy = policy_lib.starting(config, workdir)
-  return profile_all(
-    config,
-    workdir,
-    policy.tokenizer,
-    policy.version,
-    lambda: policy_lib.engine(policy, config),
-  )
+  made = functools.cache(lambda: policy_lib.engine(policy, config))
+
+  def engine():
+    made().load(jax.device_put(policy.params), policy.version)
+    return made()
+
+  return profile_all(config, workdir, policy.tokenizer, policy.version, engine)
 
 
 def profile_all(
@@ -62,7 +65,16 @@ def profile_all(
   version: str,
   engine: Callable[[], base.Engine],
 ) -> bool:
-  """`run` by any engine, made once something is left to sample.
+  """`run` by any engine.
+
+  Args:
+    config: the run's.
+    workdir: see `run`.
+    tokenizer: the policy's.
+    version: the policy's.
+    engine: gives an engine with the policy freshly loaded. It is asked for each
+      batch that is left to sample: what an engine keeps from one to the next
+      would be another's after an interruption, to the last bit.
 
   Raises:
     InputError: no prompt has room, or too many verdicts are missing; what was
@@ -86,12 +98,14 @@ def profile_all(
     turns = (
       _fitting(config, tokenizer, trajectories, batch, skipped) for batch in bar
     )
-    started, stats = time.monotonic(), []
+    started, stats, prompts = time.monotonic(), [], []
     if any(c.id not in done for c in itertools.chain.from_iterable(work)):
-      sampler = engine()
-      _prepare(config, tokenizer, sampler, trajectories, work)
-      for groups in _sampled(config, tokenizer, sampler, score, turns, done):
-        stats.append(sampler.stats)
+      _prepare(config, tokenizer, engine(), trajectories, work)
+      for groups, of_batch in _sampled(
+        config, tokenizer, engine, score, turns, done
+      ):
+        stats.append(of_batch)
+        prompts += [group.turn.prompt for group in groups]
         out.append(
           records.profile_to_json(profile(group, version))
           for group in groups
@@ -101,6 +115,7 @@ def profile_all(
     records.replace_skipped(workdir, "profile", skipped)
     rows = list(out.rows)
     _log(rows, time.monotonic() - started, stats)
+    _log_trie(prompts, stats)
     if any(None in row["rewards"] for row in rows):
       out.publish()
       return False
@@ -108,13 +123,14 @@ def profile_all(
   return True
 
 
-def _sampled(config, tokenizer, sampler, score, batches, done):
-  """Yields the groups of each batch of turns that is not done."""
+def _sampled(config, tokenizer, engine, score, batches, done):
+  """Yields (groups, `stats`) of each batch of turns that is not done."""
   sampling = rollouts.sampling_params(tokenizer, config.rollout)
   compiled = compilations.Compilations()
   for index, turns in enumerate(batches):
     if all(t.candidate.id in done for t in turns):
       continue
+    sampler = engine()
     groups = rollouts.roll_out(
       sampler,
       tokenizer,
@@ -128,7 +144,7 @@ def _sampled(config, tokenizer, sampler, score, batches, done):
       ),
       score=score,
     )
-    yield groups
+    yield groups, sampler.stats
     compiled.log("profile", f"batch {index + 1}", warm=index > 0)
     logging.log_every_n_seconds(
       logging.INFO, "profile: batch %d, up to %s", 30, index + 1,
@@ -272,7 +288,7 @@ def _check_room(config, tokenizer, trajectories, work):
 
 
 def _prepare(config, tokenizer, engine, trajectories, work):
-  """Readies the engine for the trunks of the trajectories."""
+  """Readies the engine for the tries of the trajectories."""
   most = config.data.max_prompt_tokens
   last = [_turn(tokenizer, trajectories, c) for *_, c in work]
   engine.prepare(
@@ -302,6 +318,24 @@ def _too_long(config, turn):
     ),
     "tokens": len(turn.prompt),
   }
+
+
+def _log_trie(prompts, stats):
+  """Tokens of prompts and samples: see `base.trie_tokens`."""
+  if not stats:
+    return
+  separate, _, computed = sum(map(base.trie_tokens, stats))
+  least = trees.order(prompts).tokens()
+  least += sum(s.sampled_tokens for s in stats)
+  logging.info(
+      "profile: %s",
+      ", ".join(
+          f"{name} {value}"
+          for name, value in zip(
+              base.TRIE_TOKENS, (separate, least, computed), strict=True
+          )
+      ),
+  )  # fmt: skip
 
 
 def _log(rows, seconds, stats):

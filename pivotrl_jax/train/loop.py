@@ -39,6 +39,7 @@ from pivotrl_jax.train import parallel
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
+from pivotrl_jax.train import trie_log
 
 # (state, step index) -> (state, metrics of the step).
 Advance = Callable[[state_lib.TrainState, int], tuple[Any, dict[str, float]]]
@@ -208,7 +209,7 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     engine.load(state.params, f"step {index}")
     chosen = [turns[i] for i in choose(index)]
     groups = roll_out(chosen, index, stage="train")
-    tokens = engine.stats.sampled_tokens
+    stats = engine.stats
     score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
     state, of_natural = log_natural(state, index, groups)
     if config.engine.release:
@@ -217,13 +218,21 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
     rewards = np.array([g.rewards for g in groups], np.float32)
     kept = _kept(config, groups)
     batch, places = _pack(config, groups, rewards, kept, shape)
-    scalars = watch.rollouts(groups, rewards, batch, tokens) | of_natural
+    trained = (places >= 0).reshape(rewards.shape)
+    scalars = (
+      watch.rollouts(groups, rewards, batch, stats.sampled_tokens) | of_natural
+    )
+    scalars |= _of_trie(groups, trained, batch, stats)
+    if index == 0:
+      scalars |= _gap(config, groups, score_batch, state.params, shape)
     if not kept.any():
       _log_nothing(index + 1, groups)
       scalars |= dict.fromkeys(_STILL, 0.0)
       state = state.replace(step=state.step + 1)
-      return state, scalars | watch.held_out(state.params)
-    reference_log_probs = score_batch(reference, batch)
+      return state, scalars | watch.held_out(state.params, index)
+    reference_log_probs = np.zeros_like(batch.mask)
+    if config.train.kl_coef or watch.measures(index):
+      reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       # From the host: a sharded step lays out its inputs itself.
@@ -244,15 +253,40 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
         of_rows = branch
     host = jax.device_get((updates, of_rows, reference_log_probs))
     scalars |= _over_updates(host[0])
-    scalars |= _mismatch(config, index, groups, kept, host[1]["gap"], places)
+    if trained.any():
+      scalars |= _mismatch(config, index, groups, host[1]["gap"], places)
+    if not watch.due(index):
+      if not config.train.kl_coef:
+        del scalars["train/kl"]
+      return state, scalars | watch.held_out(state.params, index)
     rows = host[1]["log_prob"].reshape(-1)[places].reshape(rewards.shape)
     rows_ref = np.where(batch.mask > 0, host[2], 0.0).sum(-1)
     rows_ref = rows_ref.reshape(-1)[places].reshape(rewards.shape)
     rho = np.array([means[t.candidate.id] for t in chosen])
-    scalars |= watch.ordering(rewards, rows, rows_ref, rho, kept)
-    return state, scalars | watch.held_out(state.params)
+    scalars |= watch.ordering(rewards, rows, rows_ref, rho, trained)
+    return state, scalars | watch.held_out(state.params, index)
 
   return advance, state
+
+
+def _of_trie(groups, trained, batch, stats):
+  """`trie/` scalars of a step: its rollouts, and the rows trained on."""
+  rows = [
+    (group.turn.prompt, completion.ids)
+    for group, mask in zip(groups, trained, strict=True)
+    for completion, is_trained in zip(group.completions, mask, strict=True)
+    if is_trained
+  ]
+  prompts, actions = zip(*rows, strict=True) if rows else ((), ())
+  return trie_log.tokens(prompts, actions, batch, stats)
+
+
+def _gap(config, groups, score_batch, params, shape):
+  """`trie/gap` of a group, in the trie of all."""
+  return trie_log.gap(
+    score_batch, params, natural_log.score_rows(groups), shape,
+    count=len(groups[0].completions), dtype=config.model.dtype,
+  )  # fmt: skip
 
 
 def _expected(config, policy, step):
@@ -277,14 +311,22 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
+  score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
 
   def advance(state, index):
     chosen = sft.choose(demonstrations, config.seed, index, config.sft.turns)
-    batch, _ = batches.pack(sft.rows(chosen), shape)
+    rows = sft.rows(chosen)
+    batch, _ = batches.pack(rows, shape)
+    scalars = trie_log.tokens(rows.prompts, rows.actions, batch)
+    if index == 0:
+      scalars |= trie_log.gap(
+        score_batch, state.params, rows, shape, count=min(len(chosen), 4),
+        dtype=config.model.dtype,
+      )  # fmt: skip
     state, metrics, _ = step(state, batch)
     metrics = jax.device_get(metrics)
-    scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
-    return state, scalars | watch.held_out(state.params)
+    scalars |= {f"train/{k}": float(v) for k, v in metrics.items()}
+    return state, scalars | watch.held_out(state.params, index)
 
   return advance, state
 
@@ -361,38 +403,56 @@ def _log_nothing(step, groups):
 
 
 def _pack(config, groups, rewards, kept, shape):
-  """Groups -> TrainBatch, and where each row stands in it."""
+  """Groups -> the TrainBatch of the rows that move something.
+
+  Those without weight do not, nor those without advantage where nothing but
+  the surrogate is in the loss; a natural step takes the latter as part of the
+  policy that its trust region is about.
+
+  Returns:
+    The batch, and `[B * G]` where each row stands in it; -1: nowhere.
+  """
   advantages = grpo.advantages(
     jnp.asarray(rewards),
     estimator=config.train.advantage,
     valid=jnp.asarray(~np.isnan(rewards)),
     min_std=config.train.min_std,
   )
+  advantages = np.asarray(advantages).reshape(-1)
   completions = [c for g in groups for c in g.completions]
-  return batches.pack(
+  prompts = [g.turn.prompt for g in groups for _ in g.completions]
+  lengths = [len(c.ids) for c in completions]
+  weights = _weights(config, lengths, kept.reshape(-1))
+  live = kept.reshape(-1)
+  if not config.train.kl_coef and config.optimizer != "natural":
+    live = live & (advantages != 0)
+  rows = np.flatnonzero(live)
+  batch, at = batches.pack(
     batches.Rows(
-      prompts=[g.turn.prompt for g in groups for _ in g.completions],
-      actions=[c.ids for c in completions],
-      weights=_weights(
-        config, [len(c.ids) for c in completions], kept.reshape(-1)
-      ),
-      advantages=np.asarray(advantages).reshape(-1),
-      sampler_log_probs=[c.log_probs for c in completions],
+      prompts=[prompts[i] for i in rows],
+      actions=[completions[i].ids for i in rows],
+      weights=[weights[i, : lengths[i]] for i in rows],
+      advantages=advantages[rows],
+      sampler_log_probs=[completions[i].log_probs for i in rows],
     ),
     shape,
   )
+  batch.left_out[0, 0] = grpo.divisor(
+    weights[~live], norm=config.train.loss_norm
+  )
+  places = np.full(len(live), -1)
+  places[rows] = at
+  return batch, places
 
 
-def _mismatch(config, index, groups, kept, gap, places):
-  """`mismatch/` scalars of a step; a warning above the threshold."""
+def _mismatch(config, index, groups, gap, places):
+  """`mismatch/` of the rows trained on; a warning above the threshold."""
   lengths = np.array([len(c.ids) for g in groups for c in g.completions])
-  rows = gap.reshape(-1, gap.shape[-1])[places]
-  kept = kept.reshape(-1)
+  lengths = lengths[places >= 0]
+  rows = gap.reshape(-1, gap.shape[-1])[places[places >= 0]]
   found = mismatch.mismatch(
-    np.concatenate(
-      [r[:n] for r, n in zip(rows[kept], lengths[kept], strict=True)]
-    ),
-    lengths[kept],
+    np.concatenate([r[:n] for r, n in zip(rows, lengths, strict=True)]),
+    lengths,
   )
   if 0 < config.train.mismatch_warning < found["p99"]:
     logging.warning(
@@ -404,7 +464,7 @@ def _mismatch(config, index, groups, kept, gap, places):
 
 
 def _weights(config, lengths, kept):
-  """Loss weights of each action's tokens; see grpo.token_weights."""
+  """Loss weights `[R, A]` of actions' tokens; see grpo.token_weights."""
   mask = np.arange(config.rollout.max_tokens) < np.array(lengths)[:, None]
   mask &= kept[:, None]
   weights = grpo.token_weights(
@@ -412,7 +472,7 @@ def _weights(config, lengths, kept):
     norm=config.train.loss_norm,
     width=config.rollout.max_tokens,
   )
-  return [w[:n] for w, n in zip(np.asarray(weights), lengths, strict=True)]
+  return np.asarray(weights)
 
 
 def _layout(config):

@@ -49,13 +49,28 @@ class Monitor:
     log_probs_fn: Callable[..., Any],
   ):
     self._score = jax.jit(functools.partial(_sequence_log_probs, log_probs_fn))
-    self._watched, self._places = _watched(config, policy, engine)
+    watched = config.train.watch_every and config.train.watch_prompts
+    self._watched, self._places = (
+      _watched(config, policy, engine) if watched else (None, None)
+    )
     self._shape = (config.train.watch_prompts, config.train.watch_actions)
+    self._every = config.train.watch_every
+    self._warm = not self._every
     self._min_std = config.train.min_std
     self._asks = bool(config.verifier.judge.url)
     self._dead = DeadGroups()
     if self._watched is not None:
       self._start = self._watched_log_probs(jax.device_put(policy.params))
+
+  def due(self, index: int) -> bool:
+    """Whether a step logs how it stands to the reference policy."""
+    return bool(self._every) and not index % self._every
+
+  def measures(self, index: int) -> bool:
+    """Whether it is to compute that: the first of a process does whether it
+    is due or not, so that no later step compiles.
+    """
+    return self.due(index) or not self._warm
 
   def rollouts(
     self,
@@ -64,7 +79,8 @@ class Monitor:
     batch: batches.TrainBatch,
     tokens: int,
   ) -> Scalars:
-    """`rollout/` and `signal/` scalars of a step's groups.
+    """`rollout/` and `signal/` scalars of a step's groups, and which part of
+    them is trained on.
 
     Args:
       groups: what was sampled.
@@ -85,6 +101,9 @@ class Monitor:
     scalars = {
       "rollout/reward_mean": float(trackers.pop("reward_mean")),
       "rollout/tokens": float(tokens),
+      "rollout/rows": float(len(completions)),
+      "train/rows": float((batch.mask > 0).any(-1).sum()),
+      "train/tokens": float((batch.mask > 0).sum()),
       "rollout/action_tokens": float(
         np.mean([len(c.ids) for c in completions])
       ),
@@ -137,9 +156,13 @@ class Monitor:
       f"ordering/{k}": float(v.mean()) for k, v in finite.items() if len(v)
     }
 
-  def held_out(self, params: Any) -> Scalars:
-    """`heldout/` scalars: order and drift on the watched prompts."""
-    if self._watched is None:
+  def held_out(self, params: Any, index: int) -> Scalars:
+    """`heldout/` scalars: order and drift on the watched prompts.
+
+    The last of a step that a monitor is asked.
+    """
+    measured, self._warm = self.measures(index), True
+    if self._watched is None or not measured:
       return {}
     now = jnp.asarray(self._watched_log_probs(params))
     start = jnp.asarray(self._start)
@@ -154,7 +177,7 @@ class Monitor:
     }
     if len(taus):
       scalars["heldout/tau"] = float(taus.mean())
-    return scalars
+    return scalars if self.due(index) else {}
 
   def _watched_log_probs(self, params):
     found = np.asarray(self._score(params, self._watched))
@@ -217,8 +240,6 @@ def _sequence_log_probs(log_probs_fn, params, batch):
 def _watched(config, policy, engine):
   """Actions of the reference on prompts outside the task, packed."""
   t = config.train
-  if not t.watch_prompts:
-    return None, None
   questions = benchmarks.questions("watch", config.seed, t.watch_prompts)
   prompts = [
     render.prompt_ids(policy.tokenizer, q.messages, ())

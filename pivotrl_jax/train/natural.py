@@ -1,6 +1,6 @@
 """Natural-gradient steps, and scores along random directions. Pure.
 
-Both go through the tree compute of `step.py`, take the same arguments as
+Both go through the trie compute of `step.py`, take the same arguments as
 `step.train_step` and return what it returns: the wrappers of `parallel.py`
 spread them as they are.
 
@@ -208,7 +208,7 @@ def project(
     found = natural_gradient.score_projections(
       log_probs, state.params, key, directions
     )
-    return (), found.reshape(*micro.starts.shape, directions)
+    return (), found.reshape(*micro.past.shape, directions)
 
   _, found = step_lib.over_micro_batches(one, batch)
   return state, {}, {"projections": found}

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations: a method, and the warm start.
 
-Whole trajectories at a time: all turns of one share its trunk.
+Whole trajectories at a time: all turns of one share its prefixes.
 """
 
 from collections.abc import Sequence

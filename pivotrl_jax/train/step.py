@@ -1,6 +1,6 @@
 """The training step: loss sums over micro-batches, one division, one update.
 
-Pure. A loss function sees the parameters and one micro-batch of trees and
+Pure. A loss function sees the parameters and one micro-batch of tries and
 returns a *sum* with the sums of its metrics; here they are accumulated,
 summed over devices and divided once by the summed weight. Hence every split
 of a batch, in time or over devices, gives one gradient.
@@ -35,13 +35,13 @@ def train_step(
     state: before the step.
     batch: arrays `[M, B, ...]`.
     loss_fn: `(params, micro_batch) -> (loss sum, (metric sums, rows))`, with
-      "weight" among the sums and `rows` a dict of per-branch arrays `[B, N]`.
+      "weight" and "loss" among the sums, and `rows` a dict of per-branch
+      arrays `[B, N]`.
     tx: the optimizer.
     axis_name: the pmap axis to sum over, if any.
 
   Returns:
-    The next state; metrics, each a sum divided by "weight", with "grad_norm"
-    and "update_norm"; and rows `[M, B, N]` under the old parameters.
+    The next state; the metrics of `gradients` with "update_norm"; and rows `[M, B, N]` under the old parameters.
   """
   grads, metrics, rows = gradients(
     state.params, batch, loss_fn=loss_fn, axis_name=axis_name
@@ -66,8 +66,9 @@ def gradients(
   """The gradient of all micro-batches; see `train_step`.
 
   Returns:
-    The gradient; metrics, each a sum divided by "weight", with "grad_norm";
-    and rows `[M, B, N]`.
+    The gradient; metrics, each a sum divided by "weight" ("loss", as the
+    gradient, by all that rows left out add too), with "grad_norm"; and rows
+    `[M, B, N]`.
   """
 
   def one(micro):
@@ -78,8 +79,10 @@ def gradients(
   if axis_name is not None:
     grads, sums = jax.lax.psum((grads, sums), axis_name)
   weight = jnp.maximum(sums.pop("weight"), 1e-9)
-  grads = jax.tree.map(lambda x: x / weight, grads)
+  whole = weight + sums.pop("left_out", 0.0)
+  grads = jax.tree.map(lambda x: x / whole, grads)
   metrics = {name: value / weight for name, value in sums.items()}
+  metrics["loss"] = sums["loss"] / whole
   metrics["grad_norm"] = optax.tree.norm(grads)
   return grads, metrics, rows
 
@@ -142,7 +145,7 @@ def policy_log_probs(
   chunk: int,
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probs and entropies `[B, N, A]` of the action tokens of trees."""
+  """Log-probs and entropies `[B, N, A]` of the action tokens of tries."""
   hidden, unembed, targets = policy_outputs(model, params, micro)
   found = logprobs.token_log_probs(
     hidden,
@@ -169,12 +172,12 @@ def policy_outputs(
   """Hidden states `[B * S, D]` of the action tokens in the order of
   `micro.places`, the matrix `[D, V]` to their logits, and the tokens `[B * S]`.
   """
-  branch, targets, spans = branch_inputs(micro)
+  branch, targets, layout = branch_inputs(micro)
   hidden = model.apply(
     {"params": params},
-    micro.trunks,
+    micro.tries,
     branch,
-    spans,
+    layout,
     reach=micro.actions.shape[-1] - 1,
   )
   unembed = qwen3.unembedding(params, model.config)
@@ -192,13 +195,13 @@ def token_weights(micro: batches.TrainBatch) -> jax.Array:
 
 def branch_inputs(
   micro: batches.TrainBatch,
-) -> tuple[jax.Array, jax.Array, qwen3.Spans]:
+) -> tuple[jax.Array, jax.Array, qwen3.Layout]:
   """What the model takes of a micro-batch.
 
   Returns:
     The branches' inputs `[B, S]`, which are the actions' tokens moved on by
     one behind the last token of their prompt; the tokens `[B, S]` that their
-    outputs predict; and what each token of trunks and branches sees.
+    outputs predict; and where the tokens of tries and branches stand.
   """
   count, width = micro.actions.shape[1:]
   branch, offset = jnp.divmod(micro.places, width)
@@ -210,36 +213,25 @@ def branch_inputs(
 
   flat = micro.actions.reshape(len(branch), -1)
   targets = take(flat, branch * width + offset)
-  start = take(micro.starts, branch)
-  last = start + take(micro.attach, branch) - 1
+  past = take(micro.past, branch)
   inputs = jnp.where(
     offset == 0,
-    take(micro.trunks, last),
+    take(micro.first, branch),
     take(flat, branch * width + jnp.maximum(offset - 1, 0)),
   )
-  here = jnp.arange(branch.shape[1])
-
-  def span(start, end):
-    return jnp.where(live, start, 0), jnp.where(live, end, 0)
-
-  return inputs, targets, qwen3.Spans(
-      trunk=_trunk_span(micro),
-      past=span(start, last),
-      own=span(here - offset, here + 1),
+  depth = take(micro.depths, jnp.maximum(past, 0))
+  size = branch.shape[1]
+  # Each branch ends where the next one, or padding, begins.
+  begins = jnp.where(offset == 0, jnp.arange(size), size)
+  begins = jnp.pad(begins, ((0, 0), (0, 1)), constant_values=size)
+  ends = jax.lax.cummin(begins, axis=1, reverse=True)[:, 1:]
+  return inputs, targets, qwen3.Layout(
+      ends=micro.ends,
+      depths=micro.depths,
+      past=jnp.where(live, past, -1),
+      branch_ends=jnp.where(live, ends, 0),
+      branch_depths=jnp.where(past < 0, 0, depth + 1) + offset,
   )  # fmt: skip
-
-
-def _trunk_span(micro):
-  """Each trunk token sees its trunk from the start up to itself."""
-  ends = (micro.starts + micro.attach).max(1, keepdims=True)
-  place = jnp.arange(micro.trunks.shape[1])
-  rows = jnp.arange(len(micro.trunks))[:, None]
-  starts = jnp.zeros_like(micro.trunks).at[rows, micro.starts].max(micro.starts)
-  live = place < ends
-  return (
-    jnp.where(live, jax.lax.cummax(starts, axis=1), 0),
-    jnp.where(live, place + 1, 0),
-  )
 
 
 def sft_loss(params, micro, *, log_probs_fn):
@@ -295,6 +287,7 @@ def grpo_loss(
   )  # fmt: skip
   # The divisor counts actions or tokens, whatever the weights say.
   sums |= parts | {"weight": grpo.divisor(flat(micro.mask), norm=loss_norm)}
+  sums["left_out"] = micro.left_out.sum()
   loss = surrogate
   if micro.ref_log_probs is not None:
     penalty, _ = grpo.kl_penalty(

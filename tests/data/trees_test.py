@@ -1,4 +1,4 @@
-"""Prefixes to trees: token for token, and nothing twice."""
+"""Prefixes to tries: token for token, and nothing twice."""
 
 import dataclasses
 
@@ -15,60 +15,83 @@ PROMPTS = st.lists(
 )
 
 
+def _arrays(prompts):
+  return [np.array(p, np.int32) for p in prompts]
+
+
 def test_golden():
-  # [1,2,3] carries [1,2] and [1,2,3] itself; [1,3] shares only its 1, [2]
-  # nothing: three trunks of 3 + 2 + 1 = 6 tokens for 3+2+3+2+1 = 11.
-  prompts = [np.array(p) for p in ([1, 2, 3], [1, 2], [1, 2, 3], [1, 3], [2])]
-  found = trees.build(prompts)
-  assert [t.trunk.tolist() for t in found] == [[1, 2, 3], [1, 3], [2]]
-  assert [t.rows.tolist() for t in found] == [[0, 1, 2], [3], [4]]
-  assert found[0].attach.tolist() == [3, 2, 3]
+  prompts = _arrays(([1, 2, 3, 9], [1, 2, 8], [1, 2, 3, 7], [1, 4, 6], [2]))
+  # Without last tokens: 1 2 3, 1 2, 1 2 3, 1 4 and nothing. In order, with
+  # what each shares with the one before: [] | 1 2 | (1 2) 3 | (1 2 3) |
+  # (1) 4. Depth first: 1 2 3 4; the 2 and the 3 end before the 4 at place 3.
+  order = trees.order(prompts)
+  assert order.rows.tolist() == [4, 1, 0, 2, 3]
+  assert order.lengths.tolist() == [0, 2, 3, 3, 2]
+  assert order.shared.tolist() == [0, 0, 2, 3, 1]
+  assert order.tokens() == 4
+  trie = trees.build(prompts)
+  assert trie.tokens.tolist() == [1, 2, 3, 4]
+  assert trie.ends.tolist() == [4, 3, 3, 4]
+  assert trie.depths.tolist() == [0, 1, 2, 1]
+  assert trie.past.tolist() == [-1, 1, 2, 2, 3]
+  assert trees.leaves(trie).tolist() == [2, 1, 2, 3, -1]
+  assert trees.above(trie, np.array([3, -1])).tolist() == [0, 3]
 
 
 @hypothesis.given(PROMPTS)
-def test_every_row_is_a_prefix_of_its_trunk_once(prompts):
-  found = trees.build([np.array(p) for p in prompts])
-  rows = sorted(int(r) for t in found for r in t.rows)
-  assert rows == list(range(len(prompts)))
-  for tree in found:
-    for row, attach in zip(tree.rows, tree.attach, strict=True):
-      assert tree.trunk[:attach].tolist() == prompts[row]
-  # No trunk could lie on another.
-  trunks = [tuple(t.trunk) for t in found]
-  for i, a in enumerate(trunks):
-    assert not any(b[: len(a)] == a for j, b in enumerate(trunks) if i != j)
+def test_every_prompt_is_a_path(prompts):
+  trie = trees.build(_arrays(prompts))
+  nodes = {tuple(p[:n]) for p in prompts for n in range(1, len(p))}
+  assert len(trie.tokens) == len(nodes)
+  for row, past in zip(trie.rows, trie.past, strict=True):
+    seen = [j for j in range(len(trie.tokens)) if j <= past < trie.ends[j]]
+    assert trie.tokens[seen].tolist() == prompts[row][:-1]
+    assert trie.depths[seen].tolist() == list(range(len(seen)))
+    assert trees.above(trie, np.array([past])).tolist() == seen
+
+
+@hypothesis.given(PROMPTS, st.lists(st.integers(0, 11), max_size=4))
+def test_above_is_the_union_of_paths(prompts, rows):
+  trie = trees.build(_arrays(prompts))
+  places = trees.leaves(trie)[[r for r in rows if r < len(prompts)]]
+  want = {int(j) for p in places for j in trees.above(trie, np.array([p]))}
+  assert trees.above(trie, places).tolist() == sorted(want)
 
 
 def test_token_bytes_do_not_mix():
   # 256 is bytes 0,0,1,0: as raw bytes, [0] would seem to begin [256].
-  assert len(trees.build([np.array([256]), np.array([0])])) == 2
+  assert trees.order(_arrays([[256, 1], [0, 1]])).tokens() == 2
 
 
 def test_empty_prompt_is_refused():
   with pytest.raises(ValueError, match="prompt 1 is empty"):
-    trees.build([np.array([1]), np.array([], np.int32)])
+    trees.order(_arrays([[1], []]))
 
 
-@hypothesis.given(PROMPTS, st.integers(1, 4))
-def test_split_keeps_rows(prompts, size):
-  for tree in trees.build([np.array(p) for p in prompts]):
-    parts = trees.split(tree, size)
-    assert sorted(r for p in parts for r in p.rows) == sorted(tree.rows)
-    assert all(len(p.rows) <= size for p in parts)
-    assert all(len(p.trunk) == p.attach.max() for p in parts)
+@hypothesis.given(PROMPTS, st.integers(5, 9))
+def test_a_cut_costs_the_least(prompts, room):
+  order = trees.order(_arrays(prompts))
 
+  def cost(firsts, last, tokens):
+    del firsts, last
+    return np.where(tokens <= room, tokens + 0.1, np.inf)
 
-def test_branches_is_the_least_work():
-  def tree(rows, length):
-    return trees.Tree(
-      np.zeros(length, np.int32), np.arange(rows), np.full(rows, length)
+  def total(runs):
+    return sum(
+      cost(None, None, np.array(order.part(run).tokens())) for run in runs
     )
 
-  # Rooms of 2 or 8 branches of 10 tokens. 2 cuts the first trunk in four:
-  # 4 * (100 + 20) + (50 + 20) = 550; 8: (100 + 80) + (50 + 80) = 310.
-  assert trees.branches([tree(8, 100), tree(2, 50)], 10) == 8
-  # With nine small ones 2: 480 + 9 * 70 = 1110; 8: 180 + 9 * 130 = 1350.
-  assert trees.branches([tree(8, 100)] + [tree(2, 50)] * 9, 10) == 2
+  runs = trees.cut(order, cost)
+  assert [i for r in runs for i in range(r.start, r.stop)] == list(
+    range(len(prompts))
+  )
+  # No other cut in at most two places is cheaper.
+  count = len(prompts)
+  for a in range(count + 1):
+    for b in range(a, count + 1):
+      edges = sorted({0, a, b, count})
+      other = [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+      assert total(runs) <= total(other) + 1e-9
 
 
 def _rows(lengths, actions):
@@ -81,19 +104,21 @@ def _rows(lengths, actions):
   )
 
 
-def test_trees_fill_lines():
+def test_tries_fill_lines():
   shape = batches.Shape(
-      micro_batches=2, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+      micro_batches=2, least=1, lines=1, trie=64, branch=8, branches=4, width=4
   )  # fmt: skip
   batch, places = batches.pack(
-    _rows((40, 5, 33, 20, 7), (3, 1, 4, 1, 1)), shape
+    _rows((41, 6, 34, 21, 8), (3, 1, 4, 1, 1)), shape
   )
-  # 105 trunk tokens need two lines of 64. A branch takes 8 / 4 = 2 places at
-  # least. By length: 40 | 33; 20 on the emptier line, whose 33 + 20 of 64
+  # 105 tokens of tries need two lines of 64. A branch takes 8 / 4 = 2 places
+  # at least. By length: 40 | 33; 20 on the emptier line, whose 33 + 20 of 64
   # and 4 + 2 of 8 are less than 60 of 64; 7 and 5 on the other: 52 of 64.
   assert places.tolist() == [0, 2, 4, 5, 1]
-  assert batch.starts[:, 0].tolist() == [[0, 40, 47, 0], [0, 33, 0, 0]]
-  assert batch.attach[:, 0].tolist() == [[40, 7, 5, 1], [33, 20, 1, 1]]
+  assert batch.past[:, 0].tolist() == [[39, 46, 51, -1], [32, 52, -1, -1]]
+  assert batch.first[:, 0].tolist() == [[0, 4, 1, 0], [2, 3, 0, 0]]
+  assert batch.ends[0, 0].tolist() == [40] * 40 + [47] * 7 + [52] * 5 + [0] * 12
+  assert batch.depths[0, 0, [0, 39, 40, 46, 47]].tolist() == [0, 39, 0, 6, 0]
   # Action n, token a at n * 4 + a; 16 where there is none.
   assert batch.places[:, 0].tolist() == [
     [0, 1, 2, 4, 8, 16, 16, 16],
@@ -103,21 +128,43 @@ def test_trees_fill_lines():
   assert batches.padding_share(batch) == pytest.approx(1 - 115 / 144)
 
 
+def test_a_line_is_cut_where_little_is_shared():
+  # Two prompts share 10 tokens, two others 30, both pairs nothing: in lines
+  # of 60 the pairs stay together, 10 + 15 + 15 and 30 + 10 + 10.
+  def prompt(first, shared, own, length):
+    return np.concatenate([np.full(shared, first), np.full(length, own)])
+
+  rows = _rows((1,) * 4, (1,) * 4)
+  rows = dataclasses.replace(
+    rows,
+    prompts=[
+      prompt(1, 10, 7, 16), prompt(2, 30, 7, 11), prompt(1, 10, 8, 16),
+      prompt(2, 30, 8, 11),
+    ],
+  )  # fmt: skip
+  shape = batches.Shape(
+      micro_batches=1, least=1, lines=1, trie=60, branch=8, branches=4, width=1
+  )  # fmt: skip
+  batch, places = batches.pack(rows, shape)
+  assert (batch.ends > 0).sum((1, 2)).tolist() == [50, 40]
+  assert (places // 4).tolist() == [1, 0, 1, 0]
+
+
 def test_more_micro_batches_where_they_do_not_suffice():
   shape = batches.Shape(
-      micro_batches=1, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+      micro_batches=1, least=1, lines=1, trie=64, branch=8, branches=4, width=4
   )  # fmt: skip
   batch, places = batches.pack(_rows((40, 40, 40), (1, 1, 1)), shape)
-  assert batch.trunks.shape == (4, 1, 64)
+  assert batch.tries.shape == (4, 1, 64)
   assert places.tolist() == [0, 4, 8]
 
 
 def test_what_has_no_room_is_refused():
   shape = batches.Shape(
-      micro_batches=1, least=1, lines=1, trunk=64, branch=8, branches=4, width=4
+      micro_batches=1, least=1, lines=1, trie=64, branch=8, branches=4, width=4
   )  # fmt: skip
-  with pytest.raises(ValueError, match="a prompt of 65 .* at most 64 and 4"):
-    batches.pack(_rows((65,), (1,)), shape)
+  with pytest.raises(ValueError, match="a prompt of 66 .* at most 65 and 4"):
+    batches.pack(_rows((66,), (1,)), shape)
 
 
 def test_plan_leaves_little_padding():
@@ -135,7 +182,7 @@ def test_plan_leaves_little_padding():
     rows = _rows(lengths, lengths)
     rows = dataclasses.replace(rows, prompts=prompts)
     batch, _ = batches.pack(rows, shape)
-    assert len(batch.trunks) == shape.micro_batches
+    assert len(batch.tries) == shape.micro_batches
     assert batches.padding_share(batch) < 0.25
 
 
@@ -152,7 +199,7 @@ def test_pack_places_every_row(prompts, micro_batches, multiple):
   actions = [rng.integers(0, 9, rng.integers(1, 4)) for _ in prompts]
   batch, places = batches.pack(
     batches.Rows(
-      prompts=[np.array(p) for p in prompts],
+      prompts=_arrays(prompts),
       actions=actions,
       weights=[np.ones(len(a)) for a in actions],
       advantages=np.arange(len(prompts)),
@@ -163,7 +210,7 @@ def test_pack_places_every_row(prompts, micro_batches, multiple):
   )
   assert len(set(places.tolist())) == len(prompts)
   width = batch.actions.shape[-1]
-  branches = batch.attach.shape[-1]
+  branches = batch.past.shape[-1]
   computed = np.zeros(batch.actions.size + 1, int)
   for line, at in enumerate(batch.places.reshape(-1, batch.places.shape[-1])):
     at = at[at < branches * width]
@@ -174,12 +221,17 @@ def test_pack_places_every_row(prompts, micro_batches, multiple):
     assert got.tolist() == actions[row].tolist()
     # Each of its tokens is computed once.
     assert (computed[place * width :][: len(got)] == 1).all()
-    trunk = batch.trunks.reshape(-1, batch.trunks.shape[-1])[place // branches]
-    start = batch.starts.reshape(-1)[place]
-    attach = batch.attach.reshape(-1)[place]
-    assert trunk[start : start + attach].tolist() == prompts[row]
+    line, past = place // branches, batch.past.reshape(-1)[place]
+    tries, ends, depths = (
+      x.reshape(-1, x.shape[-1])[line]
+      for x in (batch.tries, batch.ends, batch.depths)
+    )
+    seen = np.flatnonzero((np.arange(len(ends)) <= past) & (past < ends))
+    assert tries[seen].tolist() == prompts[row][:-1]
+    assert depths[seen].tolist() == list(range(len(seen)))
+    assert batch.first.reshape(-1)[place] == prompts[row][-1]
     assert batch.advantages.reshape(-1)[place] == row
   assert batch.mask.sum() == computed.sum() == sum(len(a) for a in actions)
-  assert batch.trunks.shape[1] % multiple == 0
+  assert batch.tries.shape[1] % multiple == 0
   assert batch.mask.any((2, 3)).any(1).sum() >= 1
   assert 0 <= batches.padding_share(batch) < 1

@@ -46,14 +46,15 @@ def _sampling(**knobs):
 
 
 def _whole(params, ids):
-  """Logits `[T, V]` of a whole sequence: a branch that sees no trunk."""
-  end, nothing = (
-    jnp.arange(1, len(ids) + 1)[None],
-    jnp.zeros((1, len(ids)), int),
-  )
+  """Logits `[T, V]` of a whole sequence: a branch that sees no trie."""
+  nothing = jnp.zeros((1, len(ids)), int)
   hidden = qwen3.Qwen3(TINY).apply(
       {"params": params}, ids[None], ids[None],
-      qwen3.Spans((nothing, nothing), (nothing, nothing), (nothing, end)),
+      qwen3.Layout(
+          ends=nothing, depths=nothing, past=nothing - 1,
+          branch_ends=nothing + len(ids),
+          branch_depths=nothing + jnp.arange(len(ids)),
+      ),
       reach=len(ids) - 1,
   )  # fmt: skip
   return hidden[0] @ qwen3.unembedding(params, TINY)
@@ -165,11 +166,45 @@ def test_sampled_frequencies_are_the_policys(engine, params):
   assert (np.abs(got - want) < 5 * np.sqrt(want / count) + 1e-3).all()
 
 
-def test_shared_prompts_are_prefilled_once(engine, prompts):
+def test_shared_prompts_are_prefilled_once(engine, params, prompts):
+  engine.load(params, "0")
   engine.sample(prompts, _sampling(), range(8))
-  # Trunks of 21 and 6 tokens; the prompts are 21+21+9+1+15+6+6+6 = 85.
-  assert engine.stats.trunk_tokens == 27
+  # Paths of 20 and 5 tokens; the prompts are 21+21+9+1+15+6+6+6 = 85.
+  assert engine.stats.trie_tokens == 25
   assert engine.stats.prompt_tokens == 85
+  assert engine.stats.prefilled_tokens == 128  # The smallest chunk.
+
+
+def test_the_pool_outlives_a_call_until_the_weights_change(params):
+  rng = np.random.default_rng(1)
+  history = rng.integers(0, 64, 900).astype(np.int32)
+  # Turns of two episodes with one beginning, and one that begins anew.
+  turns = [
+    [history[:300], history[:310]],
+    [history[:420], np.concatenate([history[:310], history[500:600]])],
+    [history[:600], np.concatenate([history[:310], history[500:700]])],
+    [history[700:], history[:300]],
+  ]
+  engine = jax_sampler.JaxSampler(TINY, chunk=4)
+  engine.load(params, "0")
+  fresh = jax_sampler.JaxSampler(TINY, chunk=4)
+  computed = []
+  for n, prompts in enumerate(turns):
+    fresh.load(params, str(n))
+    want = fresh.sample(prompts, _sampling(), range(2))
+    got = engine.sample(prompts, _sampling(), range(2))
+    for left, right in zip(want, got, strict=True):
+      _same(left, right)
+    computed.append(engine.stats.prefilled_tokens)
+  # New tokens: 309, 110 + 100, 180 + 100, 199; in chunks of 128.
+  assert computed == [384, 256, 384, 256]
+  engine.load(jax.tree.map(lambda x: 0.5 * x, params), "1")
+  got = engine.sample(turns[0], _sampling(), range(2))
+  assert engine.stats.prefilled_tokens == 384
+  fresh.load(jax.tree.map(lambda x: 0.5 * x, params), "1")
+  want = fresh.sample(turns[0], _sampling(), range(2))
+  for left, right in zip(want, got, strict=True):
+    _same(left, right)
 
 
 def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
@@ -193,10 +228,10 @@ def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
 
 
 def test_shapes_of_a_room():
-  room = jax_sampler.Room(lengths=(256, 512), trees=16, rows=8, tokens=4096)
+  room = jax_sampler.Room(lengths=(256, 512), lines=16, rows=8, tokens=4096)
   # The larger axis is quartered until eight rows are left.
   assert room.shapes(256) == [(16, 8), (4, 8), (4, 2)]
-  # 4,096 tokens hold eight trunks of 512.
+  # 4,096 tokens hold eight lines of 512.
   assert room.shapes(512) == [(8, 8), (8, 2), (2, 2)]
   assert [room.length(n) for n in (1, 256, 257)] == [256, 256, 512]
 

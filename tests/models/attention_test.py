@@ -17,14 +17,32 @@ dense = attention_xla.dense
 
 
 def _inputs(queries, keys, *, dtype=jnp.float32, width=16):
-  """Two batches, 4 heads on 2, and ends from nothing to everything."""
+  """Two batches, 4 heads on 2, and places from nothing to everything."""
   seeds = jax.random.split(jax.random.key(0), 4)
   q = jax.random.normal(seeds[0], (2, queries, 4, width), dtype)
   k, v = (
     jax.random.normal(seed, (2, 2, keys, width), dtype) for seed in seeds[1:3]
   )
-  limit = jax.random.randint(seeds[3], (2, queries), 0, keys + 1)
-  return q, k, v, limit.at[0, 0].set(0).at[1, 1].set(keys)
+  place = jax.random.randint(seeds[3], (2, queries), -1, keys)
+  return q, k, v, place.at[0, 0].set(-1).at[1, 1].set(keys - 1)
+
+
+def _trie(rng, size):
+  """Ends `[size]` of a random trie, laid out depth first."""
+  ends, path = np.full(size, size), []
+  for place in range(size):
+    # Mostly the next token; now and then some way up, or a new root.
+    if rng.random() < 0.1:
+      keep = rng.integers(0, len(path) + 1)
+      ends[path[keep:]] = place
+      del path[keep:]
+    path.append(place)
+  return ends
+
+
+def _tries(size):
+  rng = np.random.default_rng(size)
+  return jnp.array([_trie(rng, size), _trie(rng, size)])
 
 
 class DenseTest(absltest.TestCase):
@@ -33,18 +51,20 @@ class DenseTest(absltest.TestCase):
     k = jnp.ones((1, 1, 3, 4))
     v = jnp.array([1.0, 3.0, 5.0])[:, None] * k
     # Two equal keys are visible: the mean of their values, 2.
-    out, lse = dense(q, k, v, jnp.array([[2]]))
+    out, lse = dense(q, k, v, jnp.array([[1]]))
     np.testing.assert_allclose(out, np.full((1, 1, 1, 4), 2.0), atol=1e-6)
     # Both scores are 4 / sqrt(4) = 2; log-sum-exp = 2 + log 2.
     np.testing.assert_allclose(lse, [[[2 + np.log(2)]]], atol=1e-6)
+    # The second ends before the third: what stands there sees 1 and 5.
+    out, _ = dense(q, k, v, jnp.array([[2]]), jnp.array([[3, 2, 3]]))
+    np.testing.assert_allclose(out, np.full((1, 1, 1, 4), 3.0), atol=1e-6)
 
   def test_merge_is_attention_over_the_union(self):
     q, k, v, _ = _inputs(5, 9)
-    all_keys = jnp.full((2, 5), 9)
-    want, _ = dense(q, k, v, all_keys)
+    want, _ = dense(q, k, v, jnp.full((2, 5), 8))
     got = attention.merge(
-      dense(q, k[:, :, :4], v[:, :, :4], jnp.full((2, 5), 4)),
-      dense(q, k[:, :, 4:], v[:, :, 4:], jnp.full((2, 5), 5)),
+      dense(q, k[:, :, :4], v[:, :, :4], jnp.full((2, 5), 3)),
+      dense(q, k[:, :, 4:], v[:, :, 4:], jnp.full((2, 5), 4)),
     )
     np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -58,15 +78,13 @@ class BodiesTest(parameterized.TestCase):
   )
   def test_outputs_and_gradients_are_those_of_dense(self, body):
     # Neither count is a multiple of a block; more than one of each.
-    q, k, v, end = _inputs(71, 153)
-    # From nothing to everything, the same far place, or one just before.
-    start = jnp.stack([jnp.minimum(end[0], 40), jnp.maximum(end[1] - 9, 0)])
-    start = start.at[1, 1].set(0)
+    q, k, v, place = _inputs(71, 153)
+    ends = _tries(153)
 
     def scalar(attend):
       def f(q, k, v):
-        out, lse = attend(q, k, v, end, start)
-        seen = jnp.where((start < end)[..., None], lse, 0.0)
+        out, lse = attend(q, k, v, place, ends)
+        seen = jnp.where((place >= 0)[..., None], lse, 0.0)
         return jnp.sin(out).sum() + 0.3 * seen.sum(), (out, seen)
 
       return jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
@@ -82,8 +100,8 @@ class BodiesTest(parameterized.TestCase):
     ("pallas", attention_pallas.attend),
   )
   def test_forward_mode_is_that_of_dense(self, body):
-    q, k, v, end = _inputs(71, 153)
-    start = jnp.stack([jnp.minimum(end[0], 40), jnp.maximum(end[1] - 9, 0)])
+    q, k, v, place = _inputs(71, 153)
+    ends = _tries(153)
     keys = jax.random.split(jax.random.key(7), 3)
     along = tuple(
       jax.random.normal(key, x.shape)
@@ -91,9 +109,9 @@ class BodiesTest(parameterized.TestCase):
     )
 
     def tangents(attend):
-      f = lambda *x: attend(*x, end, start)
+      f = lambda *x: attend(*x, place, ends)
       out, (d_out, d_lse) = jax.jit(lambda: jax.jvp(f, (q, k, v), along))()
-      return out[0], d_out, jnp.where((start < end)[..., None], d_lse, 0.0)
+      return out[0], d_out, jnp.where((place >= 0)[..., None], d_lse, 0.0)
 
     chex.assert_trees_all_close(
       tangents(dense), tangents(body), atol=2e-5, rtol=1e-5
@@ -101,63 +119,64 @@ class BodiesTest(parameterized.TestCase):
 
   @parameterized.parameters("xla", "pallas")
   def test_sixteen_bits_are_as_near_as_their_rounding(self, body):
-    *x, limit = _inputs(71, 153, dtype=jnp.bfloat16)
-    want = dense(*(y.astype(jnp.float32) for y in x), limit)[0]
-    got = attention.attend(*x, limit, jnp.zeros_like(limit), body=body)[0]
+    *x, place = _inputs(71, 153, dtype=jnp.bfloat16)
+    seen = place, _tries(153)
+    want = dense(*(y.astype(jnp.float32) for y in x), *seen)[0]
+    got = attention.attend(*x, *seen, body=body)[0]
     self.assertEqual(got.dtype, jnp.bfloat16)
     # Values of size 1 and 8 bits: 2^-8, on the scores and on the weights.
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
 
   @parameterized.parameters("dense", "xla", "pallas", "cudnn")
-  def test_a_trunk_over_itself_is_causal(self, body):
+  def test_a_path_over_itself_is_causal(self, body):
     q, k, v, _ = _inputs(20, 20)
     length = jnp.array([20, 13])
-    end = jnp.broadcast_to(jnp.arange(1, 21), (2, 20))
+    place = jnp.broadcast_to(jnp.arange(20), (2, 20))
     if body == "cudnn":  # What it is asked for, computed by XLA.
       got = attention.by_library(q, k, v, length, implementation="xla")
     else:
-      end = jnp.where(end <= length[:, None], end, 0)
-      got = attention.attend_self(q, k, v, end, jnp.zeros_like(end), body=body)
-    want, _ = dense(q, k, v, end)
+      ends = jnp.where(place < length[:, None], length[:, None], 0)
+      got = attention.attend_self(q, k, v, ends, body=body)
+    want, _ = dense(q, k, v, place)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
     np.testing.assert_allclose(got[1, :13], want[1, :13], atol=1e-5)
 
-  @parameterized.product(body=["dense", "xla", "pallas"], reach=[1, 40, 70])
+  @parameterized.product(body=["dense", "xla", "pallas"], reach=[40, 70])
   def test_what_is_near(self, body, reach):
-    # Spans of 41 tokens or less, one after the other, that begin anywhere
-    # and leave some tokens out; under a reach of 40 blocks are taken apart.
+    # Branches of 41 tokens or less, one after the other, and some padding;
+    # under a reach of 40 blocks are taken apart.
     q, k, v, _ = _inputs(150, 150)
-    place = jnp.arange(150)
-    first = jnp.where(place < 30, 7, 30 + (place - 30) // 41 * 41)
-    start = jnp.maximum(first, place - reach)
-    end = jnp.where((place >= 7) & (place < 140), place + 1, 0)
-    start, end = (
-      jnp.broadcast_to(x, (2, 150)) for x in (jnp.where(end > 0, start, 0), end)
+    place = jnp.broadcast_to(jnp.arange(150), (2, 150))
+    ends = jnp.where(
+      place < 30, 30, jnp.minimum(30 + (place + 11) // 41 * 41, 140)
     )
-    out, lse = attention.attend_near(
-      q, k, v, end, start, reach=reach, body=body
+    ends = jnp.where(place < 140, ends, 0)
+    out, lse = attention.attend_near(q, k, v, ends, reach=reach, body=body)
+    want = dense(q, k, v, place, ends)
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda x: x[:, :140], (out, lse)),
+      jax.tree.map(lambda x: x[:, :140], want),
+      atol=1e-5,
     )
-    want = dense(q, k, v, end, start)
-    chex.assert_trees_all_close((out, lse), want, atol=1e-5)
 
   @parameterized.product(
     body=["xla", "pallas"], limits=[(512, 900), (513, 900), (700, 1024)]
   )
   def test_one_query_a_branch(self, body, limits):
     q, k, v, _ = _inputs(32, 1024)
-    limit = jnp.where(jnp.arange(32) < 16, *limits)
-    limit = jnp.stack([limit, limit - 5])
+    place = jnp.where(jnp.arange(32) < 16, *limits) - 1
+    seen = jnp.stack([place, place - 5]), _tries(1024)
     chex.assert_trees_all_close(
-      jax.jit(attention.attend_trunk, static_argnames="body")(
-        q, k, v, limit, body=body
+      jax.jit(attention.attend_trie, static_argnames="body")(
+        q, k, v, *seen, body=body
       ),
-      dense(q, k, v, limit),
+      dense(q, k, v, *seen),
       atol=1e-5,
     )
 
   @parameterized.parameters(1, 100, 512, 1100)
   def test_parts_of_the_keys(self, keys):
-    inputs = _inputs(7, keys)
+    inputs = *_inputs(7, keys), _tries(keys)
     chex.assert_trees_all_close(
       attention_pallas.decode(*inputs)[0], dense(*inputs)[0], atol=1e-5
     )
@@ -166,23 +185,23 @@ class BodiesTest(parameterized.TestCase):
     q, k, v, _ = _inputs(3, 7)
     k, v = (jnp.repeat(x, 3, axis=0) for x in (k, v))
     out, lse = attention.attend_own(q, jnp.swapaxes(k, 2, 3), v, 5)
-    want = dense(q.reshape(6, 1, 4, 16), k, v, jnp.full((6, 1), 5))
+    want = dense(q.reshape(6, 1, 4, 16), k, v, jnp.full((6, 1), 4))
     chex.assert_trees_all_close(
       (out.reshape(6, 1, 4, 16), lse.reshape(6, 1, 4)), want, atol=1e-6
     )
 
   def test_kernels_are_lowered_for_gpu(self):
-    q, k, v, limit = _inputs(128, 1024, dtype=jnp.bfloat16, width=64)
-    start = jnp.zeros_like(limit)
+    q, k, v, place = _inputs(128, 1024, dtype=jnp.bfloat16, width=64)
+    seen = place, _tries(1024)
 
     def gradient(*x):
       return jax.grad(
-        lambda *x: attention_pallas.attend(*x, limit, start)[0].sum(),
+        lambda *x: attention_pallas.attend(*x, *seen)[0].sum(),
         (0, 1, 2),
       )(*x)
 
     def tangent(*x):
-      attend = lambda *x: attention_pallas.attend(*x, limit, start)
+      attend = lambda *x: attention_pallas.attend(*x, *seen)
       return jax.jvp(attend, x, x)[1]
 
     card = jax.sharding.AbstractMesh(
@@ -199,7 +218,7 @@ class BodiesTest(parameterized.TestCase):
       for function, kernels in (
         (gradient, 3),
         (tangent, 2),
-        (lambda *x: attention_pallas.decode(*x, limit), 1),
+        (lambda *x: attention_pallas.decode(*x, *seen), 1),
       ):
         lowered = (
           jax.jit(function).trace(q, k, v).lower(lowering_platforms=("cuda",))

@@ -1,4 +1,4 @@
-"""Qwen3 against transformers' goldens, and the laws of trajectory trees."""
+"""Qwen3 against transformers' goldens, and the laws of prefix tries."""
 
 import functools
 import pathlib
@@ -35,15 +35,16 @@ def _golden(name):
 
 
 def _whole(shape, params, ids):
-  """Logits of whole sequences: each a branch that sees no trunk."""
-  end = jnp.broadcast_to(jnp.arange(1, ids.shape[1] + 1), ids.shape)
-  nothing = jnp.zeros_like(ids)
+  """Logits of whole sequences: each a branch that sees no trie."""
+  nothing, size = jnp.zeros_like(ids), ids.shape[1]
   hidden = qwen3.Qwen3(shape).apply(
       {"params": params}, ids[:, :1], ids,
-      qwen3.Spans(
-          trunk=(nothing[:, :1],) * 2, past=(nothing,) * 2, own=(nothing, end)
+      qwen3.Layout(
+          ends=nothing[:, :1], depths=nothing[:, :1], past=nothing - 1,
+          branch_ends=nothing + size,
+          branch_depths=nothing + jnp.arange(size),
       ),
-      reach=ids.shape[1] - 1,
+      reach=size - 1,
   )  # fmt: skip
   return hidden @ qwen3.unembedding(params, shape)
 
@@ -133,7 +134,7 @@ class TreeTest(parameterized.TestCase):
 
     def loss(params):
       total, kept = 0.0, []
-      for m in range(batch.trunks.shape[0]):
+      for m in range(batch.tries.shape[0]):
         micro = jax.tree.map(lambda x, m=m: x[m], batch)
         log_probs, _ = log_probs_fn(params, micro)
         masked = jnp.where(micro.mask > 0, log_probs, 0.0)

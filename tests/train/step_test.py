@@ -81,7 +81,7 @@ def reference():
 def test_accumulated(reference, layout):
   state, step = _setup()
   batch, _ = batches.pack(_rows(ADVANTAGES), **layout)
-  assert 1 < _used(batch) <= len(batch.trunks)
+  assert 1 < _used(batch) <= len(batch.tries)
   got = _result(jax.jit(step)(state, batch))
   chex.assert_trees_all_close(got, reference, atol=1e-6)
 

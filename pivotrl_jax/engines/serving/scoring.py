@@ -62,12 +62,13 @@ def _after_first(x, length):
 def _forward(model, params, ids, temperature):
   """Of each place: the next token's log-prob, and the likeliest tokens."""
   size = len(ids)
-  nothing = jnp.zeros((1, size), jnp.int32)
+  nothing = jnp.zeros((1, 1), jnp.int32)  # No trie: all is one branch.
   hidden = model.apply(
-      {"params": params}, ids[None], ids[None],
-      qwen3.Spans(
-          trunk=(nothing, nothing), past=(nothing, nothing),
-          own=(nothing, jnp.arange(1, size + 1)[None]),
+      {"params": params}, nothing, ids[None],
+      qwen3.Layout(
+          ends=nothing, depths=nothing,
+          past=jnp.full((1, size), -1), branch_ends=jnp.full((1, size), size),
+          branch_depths=jnp.arange(size)[None],
       ),
       reach=size - 1,
   )[0]  # fmt: skip

@@ -1,0 +1,207 @@
+"""Laws of tries: what is shared is what separate sequences compute."""
+
+import dataclasses
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.data import trees
+from pivotrl_jax.engines import base
+from pivotrl_jax.engines import jax_sampler
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+from pivotrl_jax.train import trie_log
+
+TINY = qwen3.Config(64, 32, 48, 2, 4, 2, 16, tie_word_embeddings=True)
+
+
+def _rows(seed, longest):
+  """Actions on the nodes of a random trie, up to six branchings deep."""
+  rng = np.random.default_rng(seed)
+  prompts = []
+
+  def grow(path, depth):
+    path = np.append(path, rng.integers(0, 64, rng.integers(1, longest)))
+    if depth == 6 or rng.random() < 0.4:
+      prompts.append(path.astype(np.int32))
+    if depth < 6:
+      for _ in range(rng.choice([1, 1, 2, 3] if depth < 3 else [1, 1, 1, 2])):
+        grow(path, depth + 1)
+
+  grow(np.zeros(0), 1)
+  prompts += [prompts[0], np.array([7], np.int32)]  # Twice; no trie at all.
+  lengths = rng.integers(1, 7, len(prompts))
+  return batches.Rows(
+    prompts=prompts,
+    actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
+    weights=[rng.uniform(0.5, 1.5, n).astype(np.float32) for n in lengths],
+    advantages=rng.normal(size=len(prompts)).astype(np.float32),
+    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
+  )
+
+
+def _separate(rows):
+  """The same as sequences: what was shared is part of each one's action."""
+
+  def behind(parts):
+    return [
+      np.append(np.zeros(len(p) - 1, np.float32), x)
+      for p, x in zip(rows.prompts, parts, strict=True)
+    ]
+
+  whole = [np.append(*x) for x in zip(rows.prompts, rows.actions, strict=True)]
+  return batches.Rows(
+    prompts=[ids[:1] for ids in whole],
+    actions=[ids[1:] for ids in whole],
+    weights=behind(rows.weights),
+    advantages=rows.advantages,
+    sampler_log_probs=behind(rows.sampler_log_probs),
+  )
+
+
+def _params():
+  boxed = qwen3.init_params(TINY, jax.random.key(0))
+  return nn.unbox(boxed)
+
+
+def _step(dtype="float32", attention="auto", tx=None):
+  loss_fn = functools.partial(
+    step_lib.grpo_loss,
+    log_probs_fn=functools.partial(
+      step_lib.policy_log_probs,
+      qwen3.Qwen3(TINY, dtype=jnp.dtype(dtype), attention=attention),
+      chunk=64,
+    ),
+    clip_low=0.2, clip_high=0.2, kl="k3", kl_coef=0.0, loss_norm="token",
+    importance_cap=0.0, importance_floor=0.0,
+  )  # fmt: skip
+  if tx is None:
+    return jax.jit(functools.partial(step_lib.gradients, loss_fn=loss_fn))
+  return jax.jit(functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx))
+
+
+def _by_row(found, places):
+  """A step's log-probs, in the order of its rows."""
+  return np.asarray(found["log_prob"]).reshape(-1)[places]
+
+
+@pytest.mark.parametrize(
+  ("dtype", "longest", "atol"),
+  # Sums of up to six log-probs of size 5: 8 bits round each by 0.02.
+  [("float32", 5, 1e-5), ("float32", 12, 1e-5), ("bfloat16", 12, 0.1)],
+)
+def test_twenty_steps_are_those_of_separate_sequences(dtype, longest, atol):
+  rows = _rows(longest, longest)
+  assert trees.order(rows.prompts).tokens() < sum(map(len, rows.prompts)) / 2
+  tx = optax.sgd(0.1)  # Adam would blow rounding of a small gradient up.
+  step = _step(dtype, tx=tx)
+  states = [state_lib.create(_params(), tx)] * 2
+  packed = [batches.pack(rows), batches.pack(_separate(rows))]
+  start = states[0].params
+  for _ in range(20):
+    found = []
+    for i, (batch, places) in enumerate(packed):
+      states[i], metrics, of_rows = step(states[i], batch)
+      found.append((_by_row(of_rows, places), metrics["loss"]))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=atol, rtol=1e-5)
+  trie, separate = (s.params for s in states)
+  moved = optax.tree.norm(optax.tree.sub(separate, start))
+  apart = optax.tree.norm(optax.tree.sub(trie, separate))
+  assert moved > 1.0
+  assert apart < {"float32": 1e-5, "bfloat16": 0.03}[dtype] * moved
+
+
+def test_order_packing_cut_and_body_change_nothing():
+  rows = _rows(3, 12)
+  count = len(rows.prompts)
+  want = None
+  order = np.random.default_rng(0).permutation(count)
+  moved = batches.Rows(
+    **{
+      f.name: [getattr(rows, f.name)[i] for i in order]
+      for f in dataclasses.fields(rows)
+    }
+  )
+  longest = max(map(len, rows.prompts))
+  for given, layout, body in (
+    (rows, {}, "dense"),
+    (rows, {}, "xla"),
+    (rows, {}, "pallas"),
+    (moved, {"micro_batches": 3}, "xla"),
+    # Lines of the longest prompt, and two side by side: cut wherever.
+    (moved, {"batch_tokens": longest, "multiple_of": 2}, "xla"),
+  ):
+    batch, places = batches.pack(given, **layout)
+    grads, _, found = _step(attention=body)(_params(), batch)
+    by_row = _by_row(found, places)
+    by_row = by_row[np.argsort(order)] if given is moved else by_row
+    got = (jax.device_get(grads), by_row)
+    want = want or got
+    chex.assert_trees_all_close(got, want, atol=1e-5, rtol=1e-5)
+    if "multiple_of" in layout:
+      lines = (batch.ends > 0).sum()
+      assert lines > trees.order(rows.prompts).tokens()  # It was cut.
+
+
+def _scored(rows):
+  score = jax.jit(
+    functools.partial(
+      step_lib.score,
+      functools.partial(step_lib.policy_log_probs, qwen3.Qwen3(TINY), chunk=64),
+    )
+  )
+  return functools.partial(
+    trie_log.gap, params=_params(), rows=rows, shape=None, count=4,
+    dtype="float32",
+  ), score  # fmt: skip
+
+
+def test_the_gap_is_rounding_or_is_warned_of(caplog):
+  rows = _rows(1, 12)
+  gap, score = _scored(rows)
+  with caplog.at_level("WARNING"):
+    assert gap(score)["trie/gap"] < 1e-4
+  assert not caplog.text
+
+  def blind(params, batch):
+    """A mask that hides a token of the trie from all that follow it."""
+    return score(params, batch.replace(ends=np.minimum(batch.ends, 5)))
+
+  with caplog.at_level("WARNING"):
+    assert gap(blind)["trie/gap"] > 1e-2
+  assert "between a trie and separate sequences" in caplog.text
+
+
+def test_tokens_of_a_step():
+  # Prompts of 4, 4 and 3 tokens, each without its last: 3 + 0 + 1 tokens of
+  # the trie; actions of 2, 1 and 2.
+  rows = dataclasses.replace(
+    _rows(0, 5),
+    prompts=[np.array(p) for p in ([1, 2, 3, 4], [1, 2, 3, 5], [1, 9, 9])],
+    actions=[np.array(a) for a in ([1, 1], [2], [3, 3])],
+    weights=[np.ones(n) for n in (2, 1, 2)],
+    advantages=np.ones(3),
+    sampler_log_probs=[np.zeros(n) for n in (2, 1, 2)],
+  )
+  batch, _ = batches.pack(rows)
+  found = trie_log.tokens(rows.prompts, rows.actions, batch)
+  assert found == {
+    "trie/tokens_separate": 16.0,
+    "trie/tokens_least": 9.0,
+    "trie/tokens_computed": float(batch.tries.size + batch.places.size),
+  }
+  # Sampled too: 11 + 5 tokens apart, 4 + 5 at least, 128 + 3 * 16 computed.
+  stats = jax_sampler.Stats(11, 4, 128, 5, 48)
+  with_sampling = trie_log.tokens(rows.prompts, rows.actions, batch, stats)
+  assert list(with_sampling) == list(base.TRIE_TOKENS)
+  assert [with_sampling[k] - found[k] for k in base.TRIE_TOKENS] == [
+      16, 9, 176,
+  ]  # fmt: skip
