@@ -37,19 +37,23 @@ class Completion:
     finish: "stop" or "length".
     version: of the weights it was sampled from; the versions joined by ", "
       where they changed under it.
+    cached: tokens of its prompt that a server says it had computed before.
   """
 
   ids: np.ndarray
   log_probs: np.ndarray
   finish: str
   version: str = ""
+  cached: int = 0
 
 
 class Stats(Protocol):
   """What the last `sample` did, in tokens."""
 
   prompt_tokens: int  # Sum of the prompts, as separate sequences.
+  trie_tokens: int  # Of the prompts' trie, each token once.
   sampled_tokens: int
+  computed_tokens: int  # All, padding included where it is known.
 
 
 # What sharing prefixes saves, as profiles and steps log it.
@@ -58,7 +62,7 @@ TRIE_TOKENS = (
 )  # fmt: skip
 
 
-def trie_tokens(stats: Any) -> np.ndarray:
+def trie_tokens(stats: Stats) -> np.ndarray:
   """`TRIE_TOKENS` of the last `sample`, by an engine's `stats`.
 
   Prompts and samples: were each row a sequence of its own; with nothing

@@ -228,6 +228,7 @@ def _completion(row):
     np.array([float(t[0]) for t in triples], np.float32),
     str(meta["finish_reason"]["type"]),
     ", ".join(str(v) for v, _ in itertools.groupby(versions)),
+    int(meta.get("cached_tokens", 0)),
   )
 
 

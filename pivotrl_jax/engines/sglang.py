@@ -19,6 +19,7 @@ import numpy as np
 import tenacity
 
 from pivotrl_jax import errors
+from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines import handover
@@ -31,7 +32,9 @@ class Stats:
   """What the last `sample` did."""
 
   prompt_tokens: int = 0
+  trie_tokens: int = 0
   sampled_tokens: int = 0
+  computed_tokens: int = 0  # But for what the servers say they had.
   retries: int = 0
 
 
@@ -168,7 +171,10 @@ class SGLang:
     if len(prompts) != len(seeds):
       raise ValueError(f"{len(seeds)} seeds; expected {len(prompts)}")
     _check_ids(prompts, self._vocab_size)
-    self.stats = Stats(prompt_tokens=sum(len(p) for p in prompts))
+    self.stats = Stats(
+      prompt_tokens=sum(len(p) for p in prompts),
+      trie_tokens=trees.order(prompts).tokens(),
+    )
     targets = 1 if self._router else max(1, len(self._holders()))
     out: list[base.Completion | None] = [None] * len(prompts)
 
@@ -187,6 +193,10 @@ class SGLang:
       finally:
         pool.shutdown(cancel_futures=True)
     self.stats.sampled_tokens = sum(len(c.ids) for c in out)
+    self.stats.computed_tokens = (
+      self.stats.prompt_tokens + self.stats.sampled_tokens
+      - sum(c.cached for c in out)
+    )  # fmt: skip
     return out
 
   def _request(self, place, prompts, sampling, seeds):

@@ -20,7 +20,7 @@ def tokens(
   prompts: Sequence[np.ndarray],
   actions: Sequence[np.ndarray],
   batch: batches.TrainBatch,
-  stats: Any = None,
+  stats: base.Stats | None = None,
 ) -> dict[str, float]:
   """`trie/` scalars of a step, in tokens of prompts and actions.
 
