@@ -45,11 +45,14 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 _GRACE = 5  # Seconds that requests have to end when the server stops.
 
 
-def run(config: Any, workdir: pathlib.Path) -> None:
+def run(config: Any, workdir: pathlib.Path) -> bool:
   """The `serve` stage: serves the workdir's policy until it is interrupted.
 
   The trained policy of export/, or else the last checkpoint, or else the
   starting policy.
+
+  Returns:
+    False: it is never done.
   """
   given = config.serve
   bound = _listen(given.host, given.port)
@@ -71,6 +74,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   )
   with interrupt.held():  # uvicorn lets requests end first.
     serving.run(sockets=[bound])
+  return False
 
 
 def _listen(host, port):
