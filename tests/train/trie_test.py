@@ -101,7 +101,7 @@ def _by_row(found, places):
 def test_twenty_steps_are_those_of_separate_sequences(dtype, longest, atol):
   rows = _rows(longest, longest)
   assert trees.order(rows.prompts).tokens() < sum(map(len, rows.prompts)) / 2
-  tx = optax.sgd(0.1)  # Adam would blow rounding of a small gradient up.
+  tx = optax.sgd(0.03)  # Adam would blow rounding of a small gradient up.
   step = _step(dtype, tx=tx)
   states = [state_lib.create(_params(), tx)] * 2
   packed = [batches.pack(rows), batches.pack(_separate(rows))]
@@ -115,7 +115,7 @@ def test_twenty_steps_are_those_of_separate_sequences(dtype, longest, atol):
   trie, separate = (s.params for s in states)
   moved = optax.tree.norm(optax.tree.sub(separate, start))
   apart = optax.tree.norm(optax.tree.sub(trie, separate))
-  assert moved > 1.0
+  assert moved > 0.2
   assert apart < {"float32": 1e-5, "bfloat16": 0.03}[dtype] * moved
 
 
