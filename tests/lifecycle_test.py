@@ -11,6 +11,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ ARTIFACTS = (
 
 OVERRIDES = {
   "profile.trajectories_per_batch": 2, "train.save_every": 1,
-  "select": "random", "train.natural_every": 2, "evaluation.tasks": 2, "evaluation.questions": 2,
+  "select": "random", "train.natural_every": 0, "evaluation.tasks": 2, "evaluation.questions": 2,
   "evaluation.max_turns": 2,
 }  # fmt: skip
 
@@ -169,6 +170,32 @@ def test_interrupted_three_times_ends_in_the_same_bytes(whole, tmp_path):
   assert run.returncode == 0, stderr
   assert "import: done before" in stderr
   _assert_same(tmp_path, want)
+
+
+def test_a_killed_natural_run_ends_in_the_same_bytes(whole, tmp_path):
+  _, cache = whole
+  found = []
+  for kill in (False, True):
+    workdir = tmp_path / str(kill)
+    shutil.copytree(cache.parent / "w", workdir)
+    train = (
+        workdir, cache, "--config.optimizer=natural", "--stages=train",
+        "--redo=train",
+    )  # fmt: skip
+    if kill:
+      status, stderr = _signalled(
+        _start(*train),
+        signal.SIGKILL,
+        lambda metrics=workdir / "metrics.jsonl": 0 < _lines(metrics) < 3,
+      )
+      assert status == -signal.SIGKILL, stderr
+    run = _start(*train)
+    _, stderr = run.communicate(timeout=600)
+    assert run.returncode == 0, stderr
+    rows = (workdir / "metrics.jsonl").read_bytes()
+    assert rows.count(b"natural_kl_measured") == 3
+    found.append((rows, (workdir / "export/model.safetensors").read_bytes()))
+  assert found[0] == found[1]
 
 
 def _assert_same(workdir, want):

@@ -231,7 +231,9 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       reference_log_probs = score_batch(reference, batch)
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
-      batch = batch.replace(old_log_probs=score_batch(state.params, batch))
+      # From the host: a sharded step lays out its inputs itself.
+      old_log_probs = jax.device_get(score_batch(state.params, batch))
+      batch = batch.replace(old_log_probs=old_log_probs)
     inputs = batch
     if config.optimizer == "natural":
       own = np.flatnonzero(kept.any(1))[: config.natural.groups]

@@ -231,7 +231,7 @@ class AdvantageLawTest(chex.TestCase):
     np.testing.assert_allclose(lone[-1], -0.4, atol=1e-4)
     self.assertLess(lone.min(), -2.6)  # It does go up to the bound between.
 
-  @parameterized.parameters(*(range(2, 33)))
+  @parameterized.parameters(2, 3, 8, 32)
   def test_loo_of_successes_and_failures_is_never_bounded(self, size):
     wins = np.tril(np.ones((size, size)), -1)
     got = grpo.advantages(jnp.array(wins), estimator="loo")

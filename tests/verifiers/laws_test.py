@@ -29,7 +29,7 @@ ARGUMENTS = st.dictionaries(
   max_size=3,
 )
 ANY_TOOL = {"type": "object"}
-THOUSANDS = hypothesis.settings(max_examples=2000)
+MANY = hypothesis.settings(max_examples=500)
 # Verifier -> (name of a tool, arguments) of demonstrations it can tell apart.
 CALLS = {
   "single_step": st.tuples(st.just("f"), ARGUMENTS),
@@ -98,7 +98,7 @@ def score(verifier, demonstration, action, **config):
 
 @pytest.mark.parametrize("verifier", CALLS)
 def test_the_demonstration_replayed_scores_one(verifier):
-  @THOUSANDS
+  @MANY
   @hypothesis.given(CALLS[verifier])
   def law(drawn):
     demonstration = single(call(*drawn))
@@ -109,7 +109,7 @@ def test_the_demonstration_replayed_scores_one(verifier):
 
 @pytest.mark.parametrize("verifier", CALLS)
 def test_key_order_and_white_space_change_nothing(verifier):
-  @THOUSANDS
+  @MANY
   @hypothesis.given(CALLS[verifier], CALLS[verifier], st.randoms())
   def law(drawn, other, rng):
     def reorder(value):
@@ -132,7 +132,7 @@ def test_key_order_and_white_space_change_nothing(verifier):
 
 @pytest.mark.parametrize("verifier", [v for v in CALLS if v != "strict"])
 def test_an_undecodable_call_earns_nothing(verifier):
-  @THOUSANDS
+  @MANY
   @hypothesis.given(CALLS[verifier], st.data())
   def law(drawn, data):
     name, arguments = drawn
@@ -160,7 +160,7 @@ def test_an_extra_wrong_call_never_raises_a_reward(verifier, mode):
   elif mode != "off":
     pytest.skip("one mode only")
 
-  @THOUSANDS
+  @MANY
   @hypothesis.given(
     st.lists(CALLS[verifier], min_size=1, max_size=3),
     st.lists(CALLS[verifier], min_size=1, max_size=3),
