@@ -122,9 +122,13 @@ class SGLang:
   def load(self, weights: Any, version: str) -> None:
     """Hands weights to all servers, and sees that each has them.
 
+    A version stands for its weights: the same again is no work.
+
     Raises:
       EngineError: none has taken them.
     """
+    if version == self.version and self._holders():
+      return
     started = time.monotonic()
     self._path = str(self._writer.write(weights, version))
     self._wanted = self._writer.answer(weights, version)
