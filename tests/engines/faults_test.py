@@ -307,10 +307,16 @@ def _steps(workdir):
   ]
 
 
+def _skip_unless_asked():
+  if not os.environ.get("PIVOTRL_FAULTS"):
+    pytest.skip("minutes: set PIVOTRL_FAULTS=1")
+
+
 def test_a_run_through_faults_ends_in_the_same_weights(
   small, programs, tmp_path
 ):
   """Over HTTP, lost once for good: the same to the bit as in this process."""
+  _skip_unless_asked()
   inside, outside = tmp_path / "inside", tmp_path / "outside"
   main.run(_config(small), inside, STAGES)
   watched = Watched(small, tmp_path)
@@ -333,8 +339,7 @@ def test_a_run_through_faults_ends_in_the_same_weights(
 
 def test_fifty_faults_over_a_run(programs, tmp_path):
   """Of every kind, at random, some met while another is mended."""
-  if not os.environ.get("PIVOTRL_FAULTS"):
-    pytest.skip("minutes; set PIVOTRL_FAULTS=1 (the run above meets 7 faults)")
+  _skip_unless_asked()
   faults = ["500", "half", "fewer", "old", "other"] * 9 + ["hang"] * 3
   faults += ["die"] * 2 + ["ok"] * 70
   random.Random(0).shuffle(faults)

@@ -43,7 +43,9 @@ def test_a_row(tmp_path, work, figure):
   # trained on: 2 * 2 * (256 + 4 * 16) = 1,280; both turns of the profile lie
   # on one trunk: 256 + 2 * 4 * 16 = 384.
   least = {"grpo_step": 1280, "profile": 384}[work]
-  assert row["tokens_computed"] == row["tokens_least"] == least
+  assert row["tokens_least"] == least
+  # Prompts are prefilled in chunks of 128 tokens at least: one of padding.
+  assert least <= row["tokens_computed"] <= least + 128
 
 
 def test_a_row_beside_its_peers(tmp_path):
