@@ -247,14 +247,9 @@ def profile(shape):
   }
 
 
-def loss(shape):
-  """Loss and gradient alone, against the machine's matmul peak."""
-  pivots, size, length, width = shape
-  config = model_config()
-  _, params = _engine(config, width)
-  rng = np.random.default_rng(0)
-  rows = _prompts(config, rng, pivots, size, length)
-  sampled = [
+def _completions(config, rng, rows, width):
+  """A made-up completion of each row."""
+  return [
     base.Completion(
       rng.integers(3, config.vocab_size, width).astype(np.int32),
       np.full(width, -8.0, np.float32),
@@ -262,6 +257,16 @@ def loss(shape):
     )
     for _ in rows
   ]
+
+
+def loss(shape):
+  """Loss and gradient alone, against the machine's matmul peak."""
+  pivots, size, length, width = shape
+  config = model_config()
+  _, params = _engine(config, width)
+  rng = np.random.default_rng(0)
+  rows = _prompts(config, rng, pivots, size, length)
+  sampled = _completions(config, rng, rows, width)
   rewards = rng.integers(0, 2, (pivots, size)).astype(np.float32)
   batch = _pack(rows, sampled, rewards)
   computed = batches.computed_tokens(batch)
@@ -341,14 +346,7 @@ def natural_steps(shape):
 
   def packed(groups):
     rows = _prompts(config, rng, groups, size, length)
-    sampled = [
-      base.Completion(
-        rng.integers(3, config.vocab_size, width).astype(np.int32),
-        np.full(width, -8.0, np.float32),
-        "length",
-      )
-      for _ in rows
-    ]
+    sampled = _completions(config, rng, rows, width)
     rewards = np.arange(groups * size).reshape(groups, size) % 2
     return _pack(rows, sampled, rewards.astype(np.float32))
 

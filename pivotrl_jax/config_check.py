@@ -15,6 +15,7 @@ from absl import logging
 import jax
 
 from pivotrl_jax import errors
+from pivotrl_jax import stages
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
@@ -437,12 +438,7 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     ("warm_start.trajectories", "warm_start.learning_rate"),
   )
   yield config.optimizer != "natural", "optimizer=adam", ("natural",)
-  yield (
-    config.optimizer == "natural",
-    "optimizer=natural",
-    ("train.learning_rate", "train.warmup_steps", "train.weight_decay",
-     "train.clip_norm"),
-  )  # fmt: skip
+  yield config.optimizer == "natural", "optimizer=natural", stages.ADAM
   yield (
     not t.natural_every,
     "train.natural_every=0",

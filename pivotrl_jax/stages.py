@@ -162,14 +162,18 @@ STAGES = {
     changed="replace",
   ),
 }  # fmt: skip
+# What only Adam reads.
+ADAM = (
+    "train.learning_rate", "train.warmup_steps", "train.weight_decay",
+    "train.clip_norm",
+)  # fmt: skip
 # `train` by method=sft: no pivots, no rewards; all candidates.
 _SFT = dataclasses.replace(
   STAGES["train"],
   config=(
     "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking", "model",
     "seed", "method", "optimizer", "sft",
-    "train.learning_rate", "train.warmup_steps", "train.weight_decay",
-    "train.clip_norm", "train.steps", "train.init", "warm_start.steps",
+    *ADAM, "train.steps", "train.init", "warm_start.steps",
   ),
   # What is watched is sampled by one, and measured by the other.
   but=("rollout", "train.min_std"),
@@ -362,8 +366,7 @@ def _idle(config, name):
   if config.reward == "strict":
     idle.append("verifier.name")
   if config.optimizer == "natural":
-    idle += ["train.learning_rate", "train.warmup_steps",
-             "train.weight_decay", "train.clip_norm"]  # fmt: skip
+    idle += ADAM
   else:
     idle.append("natural")
   if not config.warm_start.steps:

@@ -4,6 +4,7 @@ A world is a package with three parts: tasks, an environment (the state and
 what the tools do to it) and an expert. Its `__init__` is an `Env`.
 """
 
+from collections.abc import Callable
 import hashlib
 import json
 from typing import Any, Protocol
@@ -121,6 +122,19 @@ def read_arguments(
     return "Bad arguments."
   missing = [key for key in parameters["required"] if key not in arguments]
   return f"Missing {missing[0]}." if missing else arguments
+
+
+def answer_calls(
+  calls: tuple[types.ToolCall, ...],
+  state: Any,
+  carry_out: Callable[[Any, types.ToolCall], tuple[Any, str]],
+) -> tuple[Any, tuple[types.Message, ...]]:
+  """The state after calls, one after the other, and a message for each."""
+  answers = []
+  for one in calls:
+    state, text = carry_out(state, one)
+    answers.append(types.Message("tool", text, tool_call_id=one.id))
+  return state, tuple(answers)
 
 
 def call(

@@ -117,13 +117,7 @@ def _questions(config, policy, engine, seed):
   questions = benchmarks.questions(
     "eval", config.seed, config.evaluation.questions
   )
-  said = answers(
-    policy,
-    engine,
-    [q.messages for q in questions],
-    [seeds.row_seed(config.seed, "questions", seed, q.id) for q in questions],
-    _sampling(config, policy),
-  )
+  said = _said(config, policy, engine, seed, "questions", questions)
   return [
     _row("questions", q.id, seed, benchmarks.grade(q, action), 1, tokens)
     for q, (action, tokens) in zip(questions, said, strict=True)
@@ -139,17 +133,22 @@ def _suites(config, policy, engine, seed):
       name, "eval", config.seed, config.evaluation.suites
     )
   ]
-  said = answers(
-    policy,
-    engine,
-    [q.messages for q in asked],
-    [seeds.row_seed(config.seed, "suites", seed, q.id) for q in asked],
-    _sampling(config, policy),
-  )
+  said = _said(config, policy, engine, seed, "suites", asked)
   return [
     _row(q.suite, q.id, seed, suites.grade(q, action.content), 1, tokens)
     for q, (action, tokens) in zip(asked, said, strict=True)
   ]
+
+
+def _said(config, policy, engine, seed, kind, questions):
+  """`answers` to questions of a kind, by this run's seeds."""
+  return answers(
+    policy,
+    engine,
+    [q.messages for q in questions],
+    [seeds.row_seed(config.seed, kind, seed, q.id) for q in questions],
+    _sampling(config, policy),
+  )
 
 
 def answers(

@@ -49,11 +49,15 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
         out.finish()
         return True
   policy = policy_lib.starting(config, workdir)
-  made = functools.cache(lambda: policy_lib.engine(policy, config))
+
+  @functools.cache
+  def made():
+    return policy_lib.engine(policy, config), jax.device_put(policy.params)
 
   def engine():
-    made().load(jax.device_put(policy.params), policy.version)
-    return made()
+    sampler, params = made()
+    sampler.load(params, policy.version)
+    return sampler
 
   return profile_all(config, workdir, policy.tokenizer, policy.version, engine)
 

@@ -304,23 +304,16 @@ def arguments_text(value: Any, place: str = "arguments") -> str:
   if value is None or (isinstance(value, str) and not value.strip()):
     return "{}"
   if isinstance(value, str):
-    inner = _decoded(value) if value.lstrip().startswith('"') else None
-    return inner if isinstance(_decoded(inner), dict) else value
+    if not (value.lstrip().startswith('"') and records.is_json(value)):
+      return value
+    inner = json.loads(value)
+    is_object = inner.lstrip().startswith("{") and records.is_json(inner)
+    return inner if is_object else value
   if not isinstance(value, dict):
     raise errors.InputError(
       f"{place}: {value!r:.80}; expected an object or its JSON text"
     )
   return json.dumps(value, ensure_ascii=False)
-
-
-def _decoded(value):
-  """JSON text as a value; None for all else."""
-  if not isinstance(value, str):
-    return None
-  try:
-    return json.loads(value)
-  except (ValueError, RecursionError):
-    return None
 
 
 def text(

@@ -5,6 +5,7 @@ articles and punctuation; there is one try.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -65,13 +66,7 @@ def step(
     return state, (types.Message("user", f"Bad tool call: {action.reason}."),)
   if action.type == "message":
     return state, (types.Message("user", "Use a tool."),)
-  answers = []
-  for call in action.calls:
-    text = "Answered."
-    if not state.done:
-      state, text = _call(task, state, call)
-    answers.append(types.Message("tool", text, tool_call_id=call.id))
-  return state, tuple(answers)
+  return base.answer_calls(action.calls, state, functools.partial(_call, task))
 
 
 def success(task: tasks.Task, state: State) -> bool:
@@ -87,6 +82,8 @@ def normal(text: str) -> str:
 
 def _call(task, state, call):
   """One tool call -> next state and its answer."""
+  if state.done:
+    return state, "Answered."
   given = base.read_arguments(call, TOOLS)
   if isinstance(given, str):
     return state, given

@@ -11,6 +11,7 @@ Everything the world says is short: a whole episode is a few hundred tokens.
 """
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -128,11 +129,7 @@ def step(
     )
   if action.type == "message":
     return _log(state, "", "", False), (types.Message("user", "Use a tool."),)
-  answers = []
-  for call in action.calls:
-    state, text = _call(task, state, call)
-    answers.append(types.Message("tool", text, tool_call_id=call.id))
-  return state, tuple(answers)
+  return base.answer_calls(action.calls, state, functools.partial(_call, task))
 
 
 def success(task: Task, state: State) -> bool:

@@ -7,6 +7,7 @@ allow, what was told, and that no rule was broken on the way.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -109,13 +110,7 @@ def step(
   if action.type == "message":
     state, text = _listen(task, state, action.content)
     return state, (types.Message("user", text),)
-  answers = []
-  for call in action.calls:
-    text = "The customer is gone."
-    if not state.done:
-      state, text = _call(task, state, call)
-    answers.append(types.Message("tool", text, tool_call_id=call.id))
-  return state, tuple(answers)
+  return base.answer_calls(action.calls, state, functools.partial(_call, task))
 
 
 def success(task: tasks.Task, state: State) -> bool:
@@ -308,6 +303,8 @@ def _useless(state):
 
 def _call(task, state, call):
   """One tool call -> next state and its answer."""
+  if state.done:
+    return state, "The customer is gone."
   arguments = base.read_arguments(call, TOOLS)
   if isinstance(arguments, str):
     return _useless(state), arguments

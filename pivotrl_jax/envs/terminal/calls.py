@@ -53,14 +53,16 @@ def step(
     return dataclasses.replace(state, done=True), (
       types.Message("user", "Done."),
     )
-  answers = []
-  for call in action.calls:
-    text = base.read_arguments(call, TOOLS)
-    if isinstance(text, dict):
-      state, output = environment.feed(state, text["cmd"] + "\n")
-      text = environment.shown(output)
-    answers.append(types.Message("tool", text, tool_call_id=call.id))
-  return state, tuple(answers)
+  return base.answer_calls(action.calls, state, _call)
+
+
+def _call(state, call):
+  """Types a call's line -> next state and what it shows."""
+  given = base.read_arguments(call, TOOLS)
+  if isinstance(given, str):
+    return state, given
+  state, output = environment.feed(state, given["cmd"] + "\n")
+  return state, environment.shown(output)
 
 
 def act(
