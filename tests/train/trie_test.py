@@ -11,11 +11,15 @@ import numpy as np
 import optax
 import pytest
 
+from configs import swe
+from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.models import qwen3
+from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.train import loop
 from pivotrl_jax.train import step as step_lib
 from pivotrl_jax.train import trie_log
 
@@ -71,7 +75,7 @@ def _params():
   return nn.unbox(boxed)
 
 
-def _step(dtype="float32", attention="auto"):
+def _step(dtype="float32", attention="auto", loss_norm="token"):
   loss_fn = functools.partial(
     step_lib.grpo_loss,
     log_probs_fn=functools.partial(
@@ -79,7 +83,7 @@ def _step(dtype="float32", attention="auto"):
       qwen3.Qwen3(TINY, dtype=jnp.dtype(dtype), attention=attention),
       chunk=64,
     ),
-    clip_low=0.2, clip_high=0.2, kl="k3", kl_coef=0.0, loss_norm="token",
+    clip_low=0.2, clip_high=0.2, kl="k3", kl_coef=0.0, loss_norm=loss_norm,
     importance_cap=0.0, importance_floor=0.0,
   )  # fmt: skip
   return jax.jit(functools.partial(step_lib.gradients, loss_fn=loss_fn))
@@ -149,6 +153,44 @@ def test_order_packing_cut_and_body_change_nothing():
     if "multiple_of" in layout:
       lines = (batch.ends > 0).sum()
       assert lines > trees.order(rows.prompts).tokens()  # It was cut.
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
+def test_rows_that_move_nothing_are_left_out(norm):
+  """A group that agrees, and of another the action at the group's mean."""
+  rows = _rows(4, 12)
+  rewards = np.array(
+    [[1, 0, 0, 1], [1, 1, 1, 1], [1, 0.5, 0, 0.5]], np.float32
+  )
+  alive = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]], bool)
+  groups = [
+    rollouts.Group(
+      rollouts.Turn(None, rows.prompts[g], (), {}),
+      tuple(
+        base.Completion(ids, np.full(len(ids), -4.0, np.float32), "stop")
+        for ids in rows.actions[4 * g : 4 * g + 4]
+      ),
+      ("",) * 4,
+      tuple(types.Verdict(float(r), "r") for r in rewards[g]),
+    )
+    for g in range(3)
+  ]
+  config = swe.get_config("tiny")
+  config.train.loss_norm = norm
+
+  def packed(kl_coef):
+    config.train.kl_coef = kl_coef
+    return loop._pack(config, groups, rewards, np.ones_like(alive), None)
+
+  part, places = packed(0.0)
+  whole, all_places = packed(0.1)  # A penalty is on all rows.
+  np.testing.assert_array_equal(places.reshape(3, 4) >= 0, alive)
+  assert (all_places >= 0).all()
+  assert batches.computed_tokens(part) < batches.computed_tokens(whole)
+  gradients = _step(loss_norm=norm)
+  want, got = (gradients(_params(), batch)[0] for batch in (whole, part))
+  assert optax.tree.norm(want) > 0
+  chex.assert_trees_all_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def _scored(rows):
