@@ -106,7 +106,7 @@ def profiled(found: Sequence[Sequence[np.ndarray]]) -> int:
     cache.clear()
     prompts = [p for turns in found[start : start + size] for p in turns]
     for part in cache.parts(trees.order(prompts)):
-      missing = (cache.hold(prompts, part).source < 0).sum()
+      missing = len(cache.hold(prompts, part).new)
       computed += sum(jax_sampler.chunks(int(missing)))
     computed += len(prompts)  # Their last tokens begin the samples.
   return computed

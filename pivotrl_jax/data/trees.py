@@ -8,7 +8,7 @@ tokenize apart never share. Laid out so, which is depth first, a token at
 place p sees the key at place j exactly if `j <= p < ends[j]`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -110,11 +110,16 @@ def build(prompts: Sequence[np.ndarray], given: Order | None = None) -> Trie:
   return Trie(tokens, ends, depths, given.rows, past)
 
 
-def leaves(trie: Trie) -> np.ndarray:
-  """`past` by prompt: `[n]` where each leaves the trie."""
-  out = np.empty(len(trie.rows), np.int32)
-  out[trie.rows] = trie.past
-  return out
+def paths(given: Order) -> Iterator[tuple[int, np.ndarray]]:
+  """Each prompt, in order, and the places `[T_i]` of its tokens in the trie."""
+  path, place = np.zeros(0, int), 0
+  for row, length, shared in zip(
+    given.rows, given.lengths, given.shared, strict=True
+  ):
+    end = place + length - shared
+    path = np.append(path[:shared], np.arange(place, end))
+    place = end
+    yield row, path
 
 
 def above(trie: Trie, places: np.ndarray) -> np.ndarray:

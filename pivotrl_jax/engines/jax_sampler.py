@@ -2,9 +2,9 @@
 
 The prompts of a call form a trie (`data/trees.py`). What is new of it is
 prefilled in chunks, each token once, into a pool of keys and values, which
-outlives the call: the next one copies what it shares with the last. Branches
-then decode in lines: the keys of a part of the trie, gathered from the pool
-and read once a step for all branches on it. A batch of lines has one of the
+outlives the call (`prefix_cache.py`). Branches then decode in lines: the keys
+of a part of the trie, gathered from the pool and read once a step for all
+branches on it. A batch of lines has one of the
 few shapes of the engine's `Room`, which `prepare` compiles up front. Rows
 that stopped are dropped between chunks of steps once the others fit the next
 smaller shape.
@@ -83,16 +83,16 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A part of the pool's trie and the rows that branch off it.
+  """A part of a call's trie and the rows that branch off it.
 
   Attributes:
-    places: `[T]` of its tokens in the pool, ascending.
+    slots: `[T]` of its tokens in the pool, in the order of the trie.
     ends: `[T]` see `trees.Trie`, in the line.
     rows: `[n]` which rows, in the order of where they leave.
     past: `[n]` the place in the line where each leaves; -1 at its start.
   """
 
-  places: np.ndarray
+  slots: np.ndarray
   ends: np.ndarray
   rows: np.ndarray
   past: np.ndarray
@@ -163,21 +163,22 @@ class JaxSampler:
 
   def _warm_up_prefill(self):
     pool, ends = self._empty_pool(), np.zeros(self._cache.size, np.int32)
+    trie = _taken(pool, ends)
     for size in _PREFILLED:
       nothing = np.zeros(size, np.int32)
-      pool = _prefill(
-        self._model, self._params, nothing, nothing + ends.size, nothing, pool,
+      trie = _prefill(
+        self._model, self._params, nothing, nothing + ends.size, nothing, trie,
         ends,
       )  # fmt: skip
-    _moved(pool, ends)
+    _kept(pool, trie, ends + ends.size)
 
   def _warm_up(self, length, shapes, sampling):
     """Runs the programs of a shape without a step, and drops to the others."""
 
     def start():
       size, rows = shapes[0]
-      places = np.zeros((size, length), np.int32)
-      tries = _lines(self._empty_pool(), places), places
+      slots = np.zeros((size, length), np.int32)
+      tries = _lines(self._empty_pool(), slots), slots
       return tries, self._state(np.zeros((size, rows), np.int32), sampling)
 
     self._steps(*start(), 0, 0, sampling)
@@ -209,7 +210,7 @@ class JaxSampler:
       room = _round_up(tokens)
       more = ((0, 0), (0, room - self._cache.size), (0, 0))
       self._pool = jax.tree.map(lambda x: jnp.pad(x, more), self._pool)
-      self._cache.size = room
+      self._cache.grow(room)
 
   def sample(
     self,
@@ -236,40 +237,49 @@ class JaxSampler:
     out: list[base.Completion | None] = [None] * len(prompts)
 
     for part in self._cache.parts(order):
-      trie = self._prefilled(prompts, part)
-      for group in _plan(_cut_lines(trie, part, room), room):
+      held = self._cache.hold(prompts, part)
+      self._prefill(held)
+      for group in _plan(_cut_lines(held, part, room), room):
         for row, completion in self._run(group, room, prompts, sampling, seeds):
           out[row] = completion
     return out
 
-  def _prefilled(self, prompts, part):
-    """Fills the pool for a part of the prompts; the trie that it then holds."""
-    held = self._cache.hold(prompts, part)
+  def _prefill(self, held):
+    """Computes what is new of a part of the prompts, and keeps it."""
     if self._pool is None:
       self._pool = self._empty_pool()
-    had = np.flatnonzero(held.source >= 0)
-    if (held.source[had] != had).any():
-      source = np.zeros(self._cache.size, np.int32)
-      source[had] = held.source[had]
-      self._pool = _moved(self._pool, source)
-    self._prefill(held.trie, np.flatnonzero(held.source < 0))
-    return held.trie
+    if not len(held.new):
+      return
+    trie, slots = held.trie, held.slots
+    if (slots == np.arange(len(slots))).all():
+      # It stands in the pool as it is laid out: no copy.
+      self._pool = self._prefilled(held, self._pool, self._cache.size)
+      return
+    size = self._cache.size if self._room else _laid_out(len(slots))
+    at = np.zeros(size, np.int32)
+    at[: len(slots)] = slots
+    kv = self._prefilled(held, _taken(self._pool, at), size)
+    at[:] = self._cache.size  # Nowhere.
+    at[held.new] = slots[held.new]
+    self._pool = _kept(self._pool, kv, at)
 
-  def _prefill(self, trie, places):
-    """Computes the keys and values of some tokens of the pool's trie."""
-    ends = np.zeros(self._cache.size, np.int32)
+  def _prefilled(self, held, kv, size):
+    """`kv` of a trie, laid out as it is, with what is new of it."""
+    trie, places = held.trie, held.new
+    ends = np.zeros(size, np.int32)
     ends[: len(trie.ends)] = trie.ends
-    for size in chunks(len(places)):
-      now, places = places[:size], places[size:]
-      chunk = np.zeros((3, size), np.int32)
+    for n in chunks(len(places)):
+      now, places = places[:n], places[n:]
+      chunk = np.zeros((3, n), np.int32)
       chunk[:, : len(now)] = trie.tokens[now], now, trie.depths[now]
-      chunk[1, len(now) :] = len(ends) + np.arange(size - len(now))
-      self._pool = _prefill(self._model, self._params, *chunk, self._pool, ends)
-      self.stats.prefilled_tokens += size
+      chunk[1, len(now) :] = size + np.arange(n - len(now))
+      kv = _prefill(self._model, self._params, *chunk, kv, ends)
+      self.stats.prefilled_tokens += n
+    return kv
 
   def _run(self, group, room, prompts, sampling, seeds):
     """Samples one batch of lines; yields (row, Completion)."""
-    length = room.length(max(len(line.places) for line in group))
+    length = room.length(max(len(line.slots) for line in group))
     shapes = room.shapes(length)
     tries, state, rows = self._start(
       group, length, shapes, prompts, sampling, seeds
@@ -328,13 +338,13 @@ class JaxSampler:
     """Arrays of a batch before its first step; rows are -1 in padding."""
     most = max(len(line.rows) for line in group)
     size, branches = _smallest(shapes, len(group), most)
-    places = np.zeros((size, length), np.int32)
+    slots = np.zeros((size, length), np.int32)
     ends = np.zeros((size, length), np.int32)
     rows = np.full((size, branches), -1)
     state = self._state(np.full((size, branches), -1, np.int32), sampling)
     for b, line in enumerate(group):
       n = len(line.rows)
-      places[b, : len(line.places)] = line.places
+      slots[b, : len(line.slots)] = line.slots
       ends[b, : len(line.ends)] = line.ends
       rows[b, :n] = line.rows
       state["past"][b, :n] = line.past
@@ -343,7 +353,7 @@ class JaxSampler:
         state["depths"][b, i] = len(prompts[row]) - 1
         state["keys"][b, i] = divmod(seeds[row], 1 << 32)
     state["done"] = rows < 0
-    return (_lines(self._pool, places), ends), state, rows
+    return (_lines(self._pool, slots), ends), state, rows
 
   def _state(self, past, sampling):
     """What a batch of branches `[B, N]` decodes with, before any."""
@@ -378,6 +388,14 @@ def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
   return _round_up(wanted)
 
 
+def _laid_out(tokens):
+  """Tokens of a trie's copy: few sizes, as each has a program of its own."""
+  size = _SHORTEST
+  while size < tokens:
+    size *= 4
+  return size
+
+
 def chunks(tokens: int) -> list[int]:
   """The sizes in which so many tokens are prefilled, padding included."""
   found = []
@@ -387,15 +405,15 @@ def chunks(tokens: int) -> list[int]:
   return found
 
 
-def _cut_lines(trie, order, room):
+def _cut_lines(held, order, room):
   """The lines that decode the rows of a part for the least reading.
 
   Args:
-    trie: the pool's, whose first rows are those of the part.
-    order: of the part.
+    held: the part.
+    order: of its rows.
     room: a line has one of its lengths.
   """
-  past = trees.leaves(trie)[: len(order.rows)]
+  trie, past = held.trie, held.trie.past
   # As long as the longest prompt alone wants, so that no shape is new.
   most = np.array([room.length(n) for n in order.lengths])
 
@@ -409,7 +427,7 @@ def _cut_lines(trie, order, room):
     places = trees.above(trie, past[run])
     upto = np.searchsorted(places, past[run], side="right") - 1
     yield Line(
-      places,
+      held.slots[places],
       np.searchsorted(places, trie.ends[places]),
       order.rows[run],
       upto,
@@ -419,12 +437,12 @@ def _cut_lines(trie, order, room):
 def _plan(lines, room):
   """Lines to batches of like lengths that have room."""
   lines = sorted(
-    lines, key=lambda x: (len(x.places), len(x.rows), x.rows.min())
+    lines, key=lambda x: (len(x.slots), len(x.rows), x.rows.min())
   )
   group: list[Line] = []
   for line in lines:
     # The lines before it are no longer.
-    most, _ = room.shapes(room.length(len(line.places)))[0]
+    most, _ = room.shapes(room.length(len(line.slots)))[0]
     if len(group) >= most:
       yield group
       group = []
@@ -440,16 +458,24 @@ def _prefill(model, params, tokens, places, depths, pool, ends):
   )
 
 
+@jax.jit
+def _taken(pool, slots):
+  """Keys and values `[K, T, C]` of the tokens in `slots` `[T]`."""
+  return jax.tree.map(lambda x: x[:, slots], pool)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _moved(pool, source):
-  """The pool with what stood at `source` `[T]` at each place."""
-  return jax.tree.map(lambda x: x[:, source], pool)
+def _kept(pool, kv, slots):
+  """The pool with `kv` `[K, T, C]` in `slots` `[T]`; those past it are none."""
+  return jax.tree.map(
+    lambda x, new: x.at[:, slots].set(new, mode="drop"), pool, kv
+  )
 
 
 @jax.jit
-def _lines(pool, places):
-  """Keys and values `[B, K, T, C]` of the lines at `places` `[B, T]`."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x[:, places], 1, 0), pool)
+def _lines(pool, slots):
+  """Keys and values `[B, K, T, C]` of the lines in `slots` `[B, T]`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x[:, slots], 1, 0), pool)
 
 
 @functools.partial(

@@ -1,8 +1,9 @@
 """What a pool of keys and values holds from call to call. Pure numpy.
 
-The pool holds a trie: of the prompts of the last call, and of those before it
-as far as there is room, what was asked for last first. A further call is told
-what of its own trie stands where, and what is left to compute.
+A token of a prompt stands in a slot of the pool, whichever was free, for as
+long as a prompt that it belongs to is known. Those asked for last stay as far
+as there is room. A call is told in which slots the tokens of its own trie
+stand, and which of them are still to be computed.
 """
 
 import bisect
@@ -16,20 +17,21 @@ from pivotrl_jax.data import trees
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-  """What the pool holds once a part of a call's prompts is in it.
+  """A part of a call's prompts, with its tokens' slots in the pool.
 
   Attributes:
-    trie: each token of it stands at its own place in the pool; the first
-      prompts are those of the part, there may be others.
-    source: `[T]` the place where the pool has had each token; -1: nowhere.
+    trie: of the part.
+    slots: `[T]` where in the pool each token of it stands.
+    new: `[n]` the places in the trie whose slots are to be filled.
   """
 
   trie: trees.Trie
-  source: np.ndarray
+  slots: np.ndarray
+  new: np.ndarray
 
 
 class PrefixCache:
-  """The places of a pool of `size` tokens; see above."""
+  """The slots of a pool of `size` tokens; see above."""
 
   def __init__(self, size: int):
     self.size = size
@@ -37,9 +39,16 @@ class PrefixCache:
 
   def clear(self) -> None:
     """Forgets all."""
-    self._trie = trees.build([])
-    # Prompts with the places where they leave the trie, the latest first.
-    self._known: list[tuple[np.ndarray, int]] = []
+    # The slots of each known prompt's tokens, the latest last, and the
+    # prompts in lexicographic order.
+    self._known: dict[bytes, np.ndarray] = {}
+    self._sorted: list[bytes] = []
+    self._users = np.zeros(self.size, int)  # Known prompts on each slot.
+
+  def grow(self, size: int) -> None:
+    """Makes room for `size` tokens."""
+    self._users = np.pad(self._users, (0, size - self.size))
+    self.size = size
 
   def parts(self, order: trees.Order) -> list[trees.Order]:
     """Prompts in as few parts as fit, of as few tokens as may be."""
@@ -52,22 +61,52 @@ class PrefixCache:
 
   def hold(self, prompts: Sequence[np.ndarray], part: trees.Order) -> Held:
     """Takes up a part of the prompts, for which there is room."""
-    asked = [prompts[row] for row in part.rows]
-    before = [prompt for prompt, _ in self._known]
-    # How many of those before have room, the latest first.
-    kept = bisect.bisect_right(
-      range(1, len(before) + 1),
-      self.size,
-      key=lambda n: trees.order([*asked, *before[:n]]).tokens(),
-    )
-    known = [*asked, *before[:kept]]
-    trie = trees.build(known)
-    past = trees.leaves(trie)
-    source = np.full(len(trie.tokens), -1)
-    for new, (_, old) in zip(past[len(asked) :], self._known, strict=False):
-      source[trees.above(trie, new)] = trees.above(self._trie, old)
-    distinct: dict[bytes, tuple[np.ndarray, int]] = {}
-    for prompt, place in zip(known, past, strict=True):
-      distinct.setdefault(prompt[:-1].tobytes(), (prompt, int(place)))
-    self._trie, self._known = trie, list(distinct.values())
-    return Held(trie, source)
+    trie = trees.build(prompts, part)
+    slots = np.full(len(trie.tokens), -1)
+    asked: dict[bytes, np.ndarray] = {}
+    replaced = set()
+    for row, path in trees.paths(part):
+      key = np.asarray(prompts[row][:-1], _ORDERED).tobytes()
+      if not key or key in asked:
+        continue
+      asked[key] = path
+      shared, known = self._nearest(key)
+      if shared:
+        slots[path[:shared]] = self._known[known][:shared]
+        # It goes on where that one ends: to know it alone is enough.
+        if shared == len(self._known[known]):
+          replaced.add(known)
+    new = np.flatnonzero(slots < 0)
+    pinned = slots[slots >= 0]
+    self._users[pinned] += 1
+    for key in replaced:
+      self._forget(key)
+    while (free := np.flatnonzero(self._users == 0)).size < len(new):
+      self._forget(next(iter(self._known)))
+    slots[new] = free[: len(new)]
+    self._users[pinned] -= 1
+    for key, path in asked.items():
+      self._known[key] = slots[path]
+      self._users[slots[path]] += 1
+      bisect.insort(self._sorted, key)
+    return Held(trie, slots, new)
+
+  def _nearest(self, key):
+    """How many tokens a known prompt shares with this one at most, and it."""
+    at = bisect.bisect_left(self._sorted, key)
+    around = self._sorted[max(0, at - 1) : at + 1]
+    return max([(_shared(k, key), k) for k in around], default=(0, b""))
+
+  def _forget(self, key):
+    self._users[self._known.pop(key)] -= 1
+    del self._sorted[bisect.bisect_left(self._sorted, key)]
+
+
+_ORDERED = np.dtype(">u4")  # Whose bytes are in the order of the tokens.
+
+
+def _shared(left, right):
+  size = min(len(left), len(right)) // _ORDERED.itemsize
+  pair = [np.frombuffer(x, _ORDERED, size) for x in (left, right)]
+  differ = np.flatnonzero(pair[0] != pair[1])
+  return int(differ[0]) if len(differ) else size

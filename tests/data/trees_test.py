@@ -34,13 +34,15 @@ def test_golden():
   assert trie.ends.tolist() == [4, 3, 3, 4]
   assert trie.depths.tolist() == [0, 1, 2, 1]
   assert trie.past.tolist() == [-1, 1, 2, 2, 3]
-  assert trees.leaves(trie).tolist() == [2, 1, 2, 3, -1]
+  paths = {row: path.tolist() for row, path in trees.paths(order)}
+  assert paths == {4: [], 1: [0, 1], 0: [0, 1, 2], 2: [0, 1, 2], 3: [0, 3]}
   assert trees.above(trie, np.array([3, -1])).tolist() == [0, 3]
 
 
 @hypothesis.given(PROMPTS)
 def test_every_prompt_is_a_path(prompts):
   trie = trees.build(_arrays(prompts))
+  paths = dict(trees.paths(trees.order(_arrays(prompts))))
   nodes = {tuple(p[:n]) for p in prompts for n in range(1, len(p))}
   assert len(trie.tokens) == len(nodes)
   for row, past in zip(trie.rows, trie.past, strict=True):
@@ -48,12 +50,13 @@ def test_every_prompt_is_a_path(prompts):
     assert trie.tokens[seen].tolist() == prompts[row][:-1]
     assert trie.depths[seen].tolist() == list(range(len(seen)))
     assert trees.above(trie, np.array([past])).tolist() == seen
+    assert paths[row].tolist() == seen
 
 
 @hypothesis.given(PROMPTS, st.lists(st.integers(0, 11), max_size=4))
 def test_above_is_the_union_of_paths(prompts, rows):
   trie = trees.build(_arrays(prompts))
-  places = trees.leaves(trie)[[r for r in rows if r < len(prompts)]]
+  places = trie.past[[r for r in rows if r < len(prompts)]]
   want = {int(j) for p in places for j in trees.above(trie, np.array([p]))}
   assert trees.above(trie, places).tolist() == sorted(want)
 
