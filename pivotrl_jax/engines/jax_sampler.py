@@ -256,12 +256,12 @@ class JaxSampler:
       self._pool = self._prefilled(held, self._pool, self._cache.size)
       return
     size = self._cache.size if self._room else _laid_out(len(slots))
-    at = np.zeros(size, np.int32)
-    at[: len(slots)] = slots
-    kv = self._prefilled(held, _taken(self._pool, at), size)
-    at[:] = self._cache.size  # Nowhere.
-    at[held.new] = slots[held.new]
-    self._pool = _kept(self._pool, kv, at)
+    taken = np.zeros(size, np.int32)
+    taken[: len(slots)] = slots
+    kv = self._prefilled(held, _taken(self._pool, taken), size)
+    kept = np.full(size, self._cache.size, np.int32)  # Nowhere.
+    kept[held.new] = slots[held.new]
+    self._pool = _kept(self._pool, kv, kept)
 
   def _prefilled(self, held, kv, size):
     """`kv` of a trie, laid out as it is, with what is new of it."""
