@@ -98,7 +98,9 @@ def profiled(found: Sequence[Sequence[np.ndarray]]) -> int:
   size = config.profile.trajectories_per_batch
   cache = prefix_cache.PrefixCache(
     jax_sampler.pool_size(
-      [len(turns[-1]) for turns in found], size, config.engine.batch_tokens
+      [len(turns[-1]) for turns in found],
+      size * max(map(len, found)),
+      config.engine.batch_tokens,
     )
   )
   computed = 0

@@ -113,7 +113,7 @@ class Engine(Protocol):
         longer than all of these may compile after all.
       sampling: how.
       prompts: most distinct prompts of a call.
-      rows: most rows that share one.
+      rows: most rows of one prompt.
     """
 
   def load(self, weights: Any, version: str) -> None:

@@ -24,11 +24,14 @@ import numpy as np
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import prefix_cache
+from pivotrl_jax.models import attention
 from pivotrl_jax.models import qwen3
 
 
 _SHORTEST = 256  # Tokens of the shortest line that has a program of its own.
 _SMALLEST = 8  # Rows of the smallest batch, about.
+_LAID_OUT = 4096  # Of the smallest trie that is copied out of the pool.
+_READ = 8  # What it costs to read a key, in rows that see it.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
 
 
@@ -162,15 +165,17 @@ class JaxSampler:
       list(threads.map(lambda job: job(), jobs))
 
   def _warm_up_prefill(self):
-    pool, ends = self._empty_pool(), np.zeros(self._cache.size, np.int32)
-    trie = _taken(pool, ends)
-    for size in _PREFILLED:
-      nothing = np.zeros(size, np.int32)
-      trie = _prefill(
-        self._model, self._params, nothing, nothing + ends.size, nothing, trie,
-        ends,
-      )  # fmt: skip
-    _kept(pool, trie, ends + ends.size)
+    pool = self._empty_pool()
+    for size in self._laid_out:
+      ends = np.zeros(size, np.int32)
+      trie = _taken(pool, ends)
+      for n in _PREFILLED:
+        nothing = np.zeros(n, np.int32)
+        trie = _prefill(
+          self._model, self._params, nothing, nothing + size, nothing, trie,
+          ends,
+        )  # fmt: skip
+      pool = _kept(pool, trie, ends + self._cache.size)
 
   def _warm_up(self, length, shapes, sampling):
     """Runs the programs of a shape without a step, and drops to the others."""
@@ -178,13 +183,21 @@ class JaxSampler:
     def start():
       size, rows = shapes[0]
       slots = np.zeros((size, length), np.int32)
-      tries = _lines(self._empty_pool(), slots), slots
+      tries = _lines(self._model.attention, self._empty_pool(), slots), slots
       return tries, self._state(np.zeros((size, rows), np.int32), sampling)
 
     self._steps(*start(), 0, 0, sampling)
     for size, rows in shapes[1:]:
       tries, state = start()
       _gather(tries, state, np.zeros(size, int), np.zeros((size, rows), int))
+
+  @property
+  def _laid_out(self):
+    """Tokens of a trie that is laid out beside the pool, ascending."""
+    sizes = [_LAID_OUT]
+    while sizes[-1] < self._cache.size:
+      sizes.append(4 * sizes[-1])
+    return [*sizes[:-1], self._cache.size]
 
   def _empty_pool(self):
     c = self._config
@@ -195,7 +208,10 @@ class JaxSampler:
   def _fitting(self, lengths, prompts, rows):
     """The room for prompts of these lengths, `rows` at most on one."""
     longest = max(trees.bucket(max(lengths)), _SHORTEST)
-    used = {min(max(_SHORTEST, _round_up(n)), longest) for n in lengths}
+    used = {
+      min(_line(n), longest)
+      for n in range(min(lengths), longest + _SHORTEST, _SHORTEST)
+    }
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
       lengths=tuple(sorted(used)),
@@ -255,7 +271,7 @@ class JaxSampler:
       # It stands in the pool as it is laid out: no copy.
       self._pool = self._prefilled(held, self._pool, self._cache.size)
       return
-    size = self._cache.size if self._room else _laid_out(len(slots))
+    size = next(size for size in self._laid_out if size >= len(slots))
     taken = np.zeros(size, np.int32)
     taken[: len(slots)] = slots
     kv = self._prefilled(held, _taken(self._pool, taken), size)
@@ -353,7 +369,7 @@ class JaxSampler:
         state["depths"][b, i] = len(prompts[row]) - 1
         state["keys"][b, i] = divmod(seeds[row], 1 << 32)
     state["done"] = rows < 0
-    return (_lines(self._pool, slots), ends), state, rows
+    return (_lines(self._model.attention, self._pool, slots), ends), state, rows
 
   def _state(self, past, sampling):
     """What a batch of branches `[B, N]` decodes with, before any."""
@@ -388,12 +404,10 @@ def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
   return _round_up(wanted)
 
 
-def _laid_out(tokens):
-  """Tokens of a trie's copy: few sizes, as each has a program of its own."""
-  size = _SHORTEST
-  while size < tokens:
-    size *= 4
-  return size
+def _line(tokens):
+  """Tokens of a line that holds so many; a long one costs by its length."""
+  size = max(_SHORTEST, _round_up(tokens))
+  return size * 3 // 4 if size > 2048 and tokens <= size * 3 // 4 else size
 
 
 def chunks(tokens: int) -> list[int]:
@@ -416,12 +430,14 @@ def _cut_lines(held, order, room):
   trie, past = held.trie, held.trie.past
   # As long as the longest prompt alone wants, so that no shape is new.
   most = np.array([room.length(n) for n in order.lengths])
+  lengths = np.unique([*room.lengths, *most])
 
   def cost(firsts, last, tokens):
     rows = last - firsts + 1
     fits = tokens <= np.maximum.accumulate(most[last::-1])[::-1]
-    # Every row reads all keys of its line; once more, they are gathered.
-    return np.where(fits & (rows <= room.rows), (rows + 1) * tokens, np.inf)
+    # All keys of a line are read at every step, and every row sees them.
+    size = lengths[np.searchsorted(lengths, np.minimum(tokens, lengths[-1]))]
+    return np.where(fits & (rows <= room.rows), (_READ + rows) * size, np.inf)
 
   for run in trees.cut(order, cost):
     places = trees.above(trie, past[run])
@@ -472,10 +488,16 @@ def _kept(pool, kv, slots):
   )
 
 
-@jax.jit
-def _lines(pool, slots):
-  """Keys and values `[B, K, T, C]` of the lines in `slots` `[B, T]`."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x[:, slots], 1, 0), pool)
+@functools.partial(jax.jit, static_argnums=0)
+def _lines(body, pool, slots):
+  """Keys and values of the lines in `slots` `[B, T]`, for decoding."""
+
+  def taken(x):
+    return jnp.moveaxis(x[:, slots], 1, 0)
+
+  return tuple(
+    (attention.trie_keys(taken(k), body=body), taken(v)) for k, v in pool
+  )
 
 
 @functools.partial(

@@ -14,7 +14,8 @@ What computes it is the `body`, one of `BODIES`, all of one meaning:
 - `auto`: `xla` on CPU and TPU; on GPU `cudnn` in 16 bits, else `pallas`.
 
 Keys and values are kept heads first, `[B, K, S, C]`: then every product is a
-plain batched matrix product, and a cache is never transposed.
+plain batched matrix product, and a cache is never transposed, but for the
+keys that decoding reads again and again.
 """
 
 from typing import Any
@@ -181,33 +182,23 @@ def by_library(q, k, v, length, *, implementation="cudnn"):
   )
 
 
+def trie_keys(k, *, body="auto"):
+  """Keys `[B, K, S, C]` of lines, as `attend_trie` reads them at every step."""
+  return k if _by_kernels(body, k.dtype) else jnp.swapaxes(k, 2, 3)
+
+
 def attend_trie(q, k, v, place, ends, *, body="auto"):
   """`attend` of one query a branch, without a derivative.
 
   Args:
     q: `[B, N, H, C]`, the branches in the order of their places.
-    k, v, place, ends: see `attend`.
+    k: of `trie_keys`.
+    v, place, ends: see `attend`.
     body: one of `BODIES`.
   """
-  if _chosen(body, q.dtype) in ("pallas", "cudnn"):
+  if _by_kernels(body, q.dtype):
     return attention_pallas.decode(q, k, v, place, ends)
-  dense = attention_xla.dense
-  rows, keys = q.shape[1] // 2, k.shape[2] // 2
-  if jax.default_backend() != "cpu" or rows < 16 or keys < 512:
-    return dense(q, k, v, place, ends)
-  # Where the first half of the branches sees only the first half of a long
-  # trie, no more is read for it. Finer cuts cost more in small products than
-  # they leave out.
-  first = jax.lax.cond(
-    place[:, :rows].max() < keys,
-    lambda: dense(
-      q[:, :rows], k[:, :, :keys], v[:, :, :keys], place[:, :rows],
-      ends[:, :keys],
-    ),
-    lambda: dense(q[:, :rows], k, v, place[:, :rows], ends),
-  )  # fmt: skip
-  second = dense(q[:, rows:], k, v, place[:, rows:], ends)
-  return jax.tree.map(lambda *x: jnp.concatenate(x, 1), first, second)
+  return attention_xla.decode(q, k, v, place, ends)
 
 
 def attend_own(q, k, v, length):
@@ -240,6 +231,10 @@ def in_both_modes(body: str, dtype: Any) -> str:
   """
   chosen = _chosen(body, dtype)
   return "pallas" if chosen == "cudnn" else chosen
+
+
+def _by_kernels(body, dtype):
+  return _chosen(body, dtype) in ("pallas", "cudnn")
 
 
 def _chosen(body, dtype):

@@ -1,9 +1,10 @@
 """`attention.attend` in plain JAX, for every backend: two bodies.
 
-- `dense` forms all scores at once: decoding, where a query is one token; the
-  reference of the tests;
+- `dense` forms all scores at once: the reference of the tests;
 - `blockwise` walks blocks of keys with an online softmax, keeps no scores for
   the derivatives, of either mode, and skips the blocks that no query can see.
+
+`decode` is for queries of one token each.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
+_CPU_KEYS = 512  # Keys of a block in decoding.
 # Of keys that are not seen, and the least maximum of a row: finite, so that
 # differences never make a NaN, and so far apart that exp gives exactly 0.
 MASKED, LEAST = -1e30, -1e29
@@ -78,45 +80,73 @@ def _blockwise_forward(q, k, v, place, ends, blocks):
 
   def one(part):
     queries, after = part
-    grouped = group(queries, k.shape[1])
-    at = group_places(queries, k, after - 1)
-
-    def body(i, carry):
-      top, total, out = carry
-      first = i * block_k
-      scores = _scores(
-          grouped, _block(k_pad, first, block_k), at,
-          _block(ends_pad, first, block_k, 1), first,
-      )  # fmt: skip
-      new_top = jnp.maximum(top, scores.max(-1))
-      weights = jnp.exp(scores - new_top[..., None])
-      decay = jnp.exp(top - new_top)
-      out = out * decay[..., None] + product(
-          "bkms,bksc->bkmc", weights.astype(v.dtype),
-          _block(v_pad, first, block_k),
-      )  # fmt: skip
-      return new_top, total * decay + weights.sum(-1), out
-
-    shape = grouped.shape[:-1]
-    top, total, out = _each_block(
-      after - 1,
-      ends_pad,
-      block_k,
-      body,
-      (
-        jnp.full(shape, LEAST, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros(grouped.shape, jnp.float32),
-      ),
-    )
-    safe = jnp.where(total > 0, total, 1.0)
-    out = (out / safe[..., None]).astype(q.dtype)
-    lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
-    return ungroup(out, queries.shape), ungroup(lse, queries.shape[:3])
+    return _walk(queries, k_pad, v_pad, after - 1, ends_pad, block_k)
 
   out, lse = jax.lax.map(one, tuple(parts))
   out, lse = _join(out)[:, :size], _join(lse)[:, :size]
   return (out, lse), (q, k, v, place, ends, out, lse)
+
+
+def decode(q, k, v, place, ends):
+  """`attend` of a branch's one query each, without a derivative.
+
+  Args:
+    q: `[B, N, H, C]`, the branches in the order of their places.
+    k: `[B, K, C, S]`, as the product reads them fastest.
+    v, place, ends: see `attend`.
+  """
+  rows, size = q.shape[1], v.shape[2]
+  walk = functools.partial(_walk, keys="bkcs")
+  if jax.default_backend() != "cpu" or rows < 16 or size % _CPU_KEYS:
+    return walk(q, k, v, place, ends, size)
+  # The scores of a block stay in the caches, and a half stops where its last
+  # branch does.
+  halves = [
+    walk(q[:, half], k, v, place[:, half], ends, _CPU_KEYS)
+    for half in (slice(rows // 2), slice(rows // 2, None))
+  ]
+  return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *halves)
+
+
+def _walk(q, k, v, place, ends, block, *, keys="bksc"):
+  """`attend` by an online softmax over blocks of keys, whose axes are `keys`.
+
+  Blocks that no query sees are left out.
+  """
+  grouped = group(q, k.shape[1])
+  at = group_places(q, k, place)
+
+  def body(i, carry):
+    top, total, out = carry
+    first = i * block
+    scores = _scores(
+        grouped, _block(k, first, block, keys.index("s")), at,
+        _block(ends, first, block, 1), first, keys=keys,
+    )  # fmt: skip
+    new_top = jnp.maximum(top, scores.max(-1))
+    weights = jnp.exp(scores - new_top[..., None])
+    decay = jnp.exp(top - new_top)
+    out = out * decay[..., None] + product(
+      "bkms,bksc->bkmc", weights.astype(v.dtype), _block(v, first, block)
+    )
+    return new_top, total * decay + weights.sum(-1), out
+
+  shape = grouped.shape[:-1]
+  top, total, out = _each_block(
+    place,
+    ends,
+    block,
+    body,
+    (
+      jnp.full(shape, LEAST, jnp.float32),
+      jnp.zeros(shape, jnp.float32),
+      jnp.zeros(grouped.shape, jnp.float32),
+    ),
+  )
+  safe = jnp.where(total > 0, total, 1.0)
+  out = (out / safe[..., None]).astype(q.dtype)
+  lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+  return ungroup(out, q.shape), ungroup(lse, q.shape[:3])
 
 
 @blockwise.defjvp
@@ -253,14 +283,14 @@ def product(spec, x, y):
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _scores(grouped, k, place, ends, first):
+def _scores(grouped, k, place, ends, first, *, keys="bksc"):
   """Scaled scores `[B, K, M, S]` of keys from `first` on; else `MASKED`."""
-  scores = product("bkmc,bksc->bkms", grouped, k)
+  scores = product(f"bkmc,{keys}->bkms", grouped, k)
   place = place[..., None]
-  visible = first + jnp.arange(k.shape[2]) <= place
+  visible = first + jnp.arange(scores.shape[-1]) <= place
   if ends is not None:
     visible &= place < ends[:, None, None]
-  return jnp.where(visible, scores * scale(k), MASKED)
+  return jnp.where(visible, scores * scale(grouped), MASKED)
 
 
 def scale(x):

@@ -286,7 +286,8 @@ class Layer(nn.Module):
     Args:
       x: `[B, N, D]`.
       rope: rotary tables of the tokens' positions.
-      trie: keys and values `[B, K, T, C]`, and `ends` `[B, T]`.
+      trie: keys of `attention.trie_keys`, values `[B, K, T, C]`, and `ends`
+        `[B, T]`.
       past: `[B, N]` the place up to which each branch sees.
       cache: the branches' keys `[B * N, K, C, S]` and values
         `[B * N, K, S, C]`: with more leading axes XLA updates a copy on CPU.
@@ -399,7 +400,8 @@ class Qwen3(nn.Module):
 
     Args:
       tokens: `[B, N]`.
-      tries: keys and values `[B, K, T, C]`, a pair a layer.
+      tries: keys of `attention.trie_keys` and values `[B, K, T, C]`, a pair a
+        layer.
       ends: `[B, T]` of the tries.
       past: `[B, N]` the place up to which each branch sees.
       depths: `[B, N]` position of each branch's first token.

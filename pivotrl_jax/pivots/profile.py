@@ -298,8 +298,9 @@ def _prepare(config, tokenizer, engine, trajectories, work):
   engine.prepare(
     [min(len(turn.prompt), most) for turn in last],
     rollouts.sampling_params(tokenizer, config.rollout),
-    prompts=config.profile.trajectories_per_batch,
-    rows=config.profile.group_size * max(len(turns) for turns in work),
+    prompts=config.profile.trajectories_per_batch
+    * max(len(turns) for turns in work),
+    rows=config.profile.group_size,
   )
 
 

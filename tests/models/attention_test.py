@@ -166,9 +166,10 @@ class BodiesTest(parameterized.TestCase):
     q, k, v, _ = _inputs(32, 1024)
     place = jnp.where(jnp.arange(32) < 16, *limits) - 1
     seen = jnp.stack([place, place - 5]), _tries(1024)
+    keys = attention.trie_keys(k, body=body)
     chex.assert_trees_all_close(
       jax.jit(attention.attend_trie, static_argnames="body")(
-        q, k, v, *seen, body=body
+        q, keys, v, *seen, body=body
       ),
       dense(q, k, v, *seen),
       atol=1e-5,
