@@ -15,6 +15,8 @@ from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import methods
+from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -107,19 +109,12 @@ STAGES = {
     inputs=("profiles.jsonl",),
     outputs=("pivots.jsonl",),
   ),
-  "train": Stage(
+  "train": Stage(  # What it reads, its method says: see `stage`.
     "pivotrl_jax.train.loop:run",
-    config=(
-      "data.reasoning", "data.empty_thinking", "model", "rollout", "verifier",
-      "reward", "seed", "method", "optimizer", "natural", "train",
-      "warm_start.steps",
-    ),
-    inputs=(
-      "trajectories.jsonl", "candidates.jsonl", "pivots.jsonl", "warm_start",
-    ),
+    **methods.METHODS["pivotrl"].READS,
     outputs=("export",),
     resumes=("checkpoints",),
-    logs=("metrics.jsonl", "tb"),
+    logs=("metrics.jsonl", "rollouts.jsonl", "tb"),
     grows=("train.steps",),
     changed="refuse",
   ),
@@ -142,7 +137,8 @@ STAGES = {
     config=("domain", "pivots.threshold", "pivots.min_std", "report"),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
-      "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
+      "pivots.jsonl", "metrics.jsonl", "rollouts.jsonl", "evals.jsonl",
+      "skipped.jsonl",
     ),
     outputs=("report",),
     changed="replace",
@@ -162,24 +158,6 @@ STAGES = {
     changed="replace",
   ),
 }  # fmt: skip
-# What only Adam reads.
-ADAM = (
-    "train.learning_rate", "train.warmup_steps", "train.weight_decay",
-    "train.clip_norm",
-)  # fmt: skip
-# `train` by method=sft: no pivots, no rewards; all candidates.
-_SFT = dataclasses.replace(
-  STAGES["train"],
-  config=(
-    "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking", "model",
-    "seed", "method", "optimizer", "sft",
-    *ADAM, "train.steps", "train.init", "warm_start.steps",
-  ),
-  # What is watched is sampled by one, and measured by the other.
-  but=("rollout", "train.min_std"),
-  inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
-)  # fmt: skip
-
 # Stages that run only when they are asked for.
 BY_NAME = ("export", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
@@ -190,7 +168,8 @@ DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
-    "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
+    "train.keep_checkpoints", "train.keep_groups", "train.log_every",
+    "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
     "train.parallel", "train.save_every", "train.watch_actions",
@@ -202,16 +181,31 @@ HARMLESS = (
 
 # Inputs that a run may lack: without a warm start, without a world.
 OPTIONAL = (
-    "warm_start", "export", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
-    "profiles.jsonl", "pivots.jsonl",
+    "warm_start", "export", "metrics.jsonl", "rollouts.jsonl", "evals.jsonl",
+    "skipped.jsonl", "profiles.jsonl", "pivots.jsonl",
 )  # fmt: skip
 
 
 def stage(config: Any, name: str) -> Stage:
   """The stage `name` as this config has it."""
-  if name == "train" and config.method == "sft":
-    return _SFT
-  return STAGES[name]
+  found = STAGES[name]
+  if name == "train":
+    reads = methods.METHODS[config.method].READS
+    return dataclasses.replace(found, **reads)
+  return found
+
+
+def default(config: Any) -> tuple[str, ...]:
+  """The stages of a run that names none.
+
+  Those that only make what another method trains on are left out.
+  """
+  wanted = {"train", *needs(config, "train")}
+  return tuple(
+    name
+    for name in DEFAULT
+    if name in wanted or name not in ("warm_start", "profile", "select")
+  )
 
 
 def reads(config: Any, name: str) -> dict[str, Any]:
@@ -366,13 +360,15 @@ def _idle(config, name):
   if config.reward == "strict":
     idle.append("verifier.name")
   if config.optimizer == "natural":
-    idle += ADAM
+    idle += state_lib.ADAM
   else:
     idle.append("natural")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start"):
     idle.append("model.path")  # Its contents count by what was made of them.
+  if name == "train" and config.method == "e2e" and config.e2e.tasks:
+    idle.append("data.trajectories")
   if worlds.of(config):
     idle += ["data.path", "data.tools"]
   elif name == "import":

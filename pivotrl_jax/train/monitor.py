@@ -255,12 +255,8 @@ def _watched(config, policy, engine):
     [seeds.row_seed(config.seed, "watch", i) for i in range(len(prompts))],
   )
   return batches.pack(
-    batches.Rows(
-      prompts=prompts,
-      actions=[c.ids for c in sampled],
-      weights=[np.ones(len(c.ids), np.float32) for c in sampled],
-      advantages=np.zeros(len(sampled), np.float32),
-      sampler_log_probs=[c.log_probs for c in sampled],
+    batches.even_rows(
+      prompts, [c.ids for c in sampled], [c.log_probs for c in sampled]
     ),
     batch_tokens=config.train.batch_tokens,
   )
