@@ -150,6 +150,20 @@ STAGES = {
     outputs=("pivot_rows.jsonl",),
     changed="replace",
   ),
+  "rescore": Stage(
+    "pivotrl_jax.pivots.rescore:run",
+    config=(
+      "data.reasoning", "data.empty_thinking", "model.path",
+      "model.chat_template", "model.template_kwargs", "verifier", "reward",
+      "select", "pivots.threshold", "pivots.keep_all_fail", "pivots.min_std",
+    ),
+    but=("data.empty_thinking",),  # Of demonstrations.
+    inputs=(
+      "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
+      "rollouts.jsonl",
+    ),
+    outputs=("rescored",),
+  ),
   "serve": Stage(  # It makes nothing, hence is never done.
     "pivotrl_jax.engines.server:run",
     config=("model",),
@@ -159,7 +173,7 @@ STAGES = {
   ),
 }  # fmt: skip
 # Stages that run only when they are asked for.
-BY_NAME = ("export", "serve")
+BY_NAME = ("export", "rescore", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 
 # Sections and keys that decide where, how fast and how often, and what is
@@ -365,7 +379,7 @@ def _idle(config, name):
     idle.append("natural")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
-  elif name not in ("candidates", "warm_start"):
+  elif name not in ("candidates", "warm_start", "rescore"):
     idle.append("model.path")  # Its contents count by what was made of them.
   if name == "train" and config.method == "e2e" and config.e2e.tasks:
     idle.append("data.trajectories")

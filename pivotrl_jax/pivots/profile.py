@@ -6,7 +6,7 @@ profile that was interrupted goes on where it stopped, to the same bytes.
 Samples without a verdict keep their text, and are scored again later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -201,7 +201,7 @@ def _score_again(tokenizer, score, trajectories, work, out):
   for (i, k), verdict in zip(holes, found, strict=True):
     verdicts[i][k] = verdict
   out.replace(
-    records.profile_to_json(dataclasses.replace(row, **_statistics(group)))
+    records.profile_to_json(dataclasses.replace(row, **statistics(group)))
     for row, group in zip(rows, verdicts, strict=True)
   )
   logging.info(
@@ -221,12 +221,14 @@ def profile(group: rollouts.Group, version: str) -> types.Profile:
     policy=version,
     group_size=len(group.verdicts),
     completions=group.texts,
-    **_statistics(group.verdicts),
+    **statistics(group.verdicts),
   )
 
 
-def _statistics(verdicts):
-  """What a profile holds of a group's verdicts."""
+def statistics(verdicts: Sequence[types.Verdict]) -> dict[str, Any]:
+  """What a profile holds of a group's verdicts: rewards, reasons, mean,
+  variance.
+  """
   had = np.array([v.reward for v in verdicts if v.reward is not None])
   return {
     "rewards": tuple(
