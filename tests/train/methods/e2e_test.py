@@ -121,7 +121,7 @@ def test_however_it_is_spread_and_gone_on_with(small, at_once, tmp_path):
   _trained(path, _config(small, steps=1))
   _trained(path, _config(small))
   assert _bytes(path) == _bytes(at_once)
-  layouts = {"parallel": "pmap"}, {"parallel": "sharded"}, {"micro_batches": 2}
+  layouts = {"parallel": "pmap"}, {"parallel": "sharded", "micro_batches": 2}
   for i, layout in enumerate(layouts):
     rows = _trained(tmp_path / str(i), _config(small, **layout))
     for row, other in zip(one, rows, strict=True):
