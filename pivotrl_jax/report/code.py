@@ -8,9 +8,9 @@ from typing import Any
 
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
+from pivotrl_jax.chat import render
 
 _WIDTH = 78  # Characters of a call on one line.
-_DEEPEST = 60  # Characters of indentation; what lies deeper stays JSON.
 
 
 def action(value: types.Action) -> str:
@@ -38,7 +38,7 @@ def call(value: types.ToolCall) -> str:
     arguments = json.loads(value.arguments or "{}")
   except (ValueError, RecursionError):
     arguments = None
-  if not isinstance(arguments, dict):
+  if not isinstance(arguments, dict) or not render.is_shallow(arguments):
     return f"{value.name}({value.arguments})"
   line = ", ".join(f"{k}={_literal(v)}" for k, v in arguments.items())
   line = f"{value.name}({line})"
@@ -55,7 +55,9 @@ def content(text: str) -> str:
     value = json.loads(text)
   except (ValueError, RecursionError):
     return text
-  return _block(value, "") if isinstance(value, dict) else text
+  if not isinstance(value, dict) or not render.is_shallow(value):
+    return text
+  return _block(value, "")
 
 
 def _literal(value: Any) -> str:
@@ -70,8 +72,6 @@ def _block(value: Any, indent: str) -> str:
   """A value over lines, inner ones further in."""
   if isinstance(value, str):
     return "\n".join(f"{indent}{line}" for line in value.split("\n"))
-  if len(indent) > _DEEPEST:
-    return f"{indent}{_literal(value)}"
   if isinstance(value, dict) and value:
     entries = [(f"{key}:", inner) for key, inner in value.items()]
   elif isinstance(value, list) and value:

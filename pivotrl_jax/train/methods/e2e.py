@@ -162,11 +162,7 @@ class _EndToEnd:
     return state, scalars, _rows(config, index, groups, advantages)
 
   def _play(self, engine, index):
-    """The groups of a step.
-
-    Raises:
-      InputError: no task's first prompt has room.
-    """
+    """The groups of a step."""
     config, size = self._config, self._config.rollout.group_size
     tasks = [self._env.make_task(i, "train") for i in self._choose(index)]
     each = [task for task in tasks for _ in range(size)]
@@ -184,10 +180,7 @@ class _EndToEnd:
       max_prompt_tokens=self._longest,
     )
     if not any(e.turns for e in played):
-      raise errors.InputError(
-        f"config.data.max_prompt_tokens: {self._longest}; expected room for"
-        f" the first prompt of a task of the world {self._world}"
-      )
+      raise self._no_room()
     return [
       Group(task, tuple(played[i * size : (i + 1) * size]))
       for i, task in enumerate(tasks)
@@ -206,17 +199,26 @@ class _EndToEnd:
 
     Twice the micro-batches that this takes: a policy may need all its turns,
     and what holds no action costs nothing.
+
+    Raises:
+      InputError: no prompt has room.
     """
+    steps = [list(self._expected(step)) for step in range(batches.PLANNED)]
+    if not any(steps):
+      raise self._no_room()
     shape = batches.plan(
-      [
-        tuple(zip(*self._expected(step), strict=True))
-        for step in range(batches.PLANNED)
-      ],
+      [tuple(zip(*rows, strict=True)) for rows in steps if rows],
       longest=self._longest,
       width=self._config.rollout.max_tokens,
       **policy_gradient.layout(self._config),
     )
     return dataclasses.replace(shape, micro_batches=2 * shape.micro_batches)
+
+  def _no_room(self):
+    return errors.InputError(
+      f"config.data.max_prompt_tokens: {self._longest}; expected room for the"
+      f" first prompt of a task of the world {self._world}"
+    )
 
   def _expected(self, step):
     """Rows of a step: a prompt, and how long an action may be."""
