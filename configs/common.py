@@ -116,6 +116,10 @@ def _embedded(domain):
     group_size=8,  # K, samples a candidate.
     trajectories=0,  # Most to profile; 0 = all.
     trajectories_per_batch=16,  # Whole trajectories an engine call.
+    # By the policy in training, which then trains on what the same rule keeps:
+    again_every=0,  # Steps between two profiles; 0 = never.
+    again_below=0.0,  # Once groups' mean std is under so much of its first 20
+    # steps' mean, such as 0.5; 0 = never.
   )
   config.pivots = _section(
     threshold=0.6,  # lambda_diff: keep means strictly under it.

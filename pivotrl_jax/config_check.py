@@ -149,6 +149,8 @@ RULES = {
   "profile.group_size": _whole(2),
   "profile.trajectories": _whole(0),
   "profile.trajectories_per_batch": _whole(1),
+  "profile.again_every": _whole(0),
+  "profile.again_below": _SHARE,
   "pivots.threshold": _above(0, 1),
   "pivots.keep_all_fail": _FLAG,
   "pivots.count": _whole(0),

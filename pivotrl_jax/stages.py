@@ -97,6 +97,7 @@ STAGES = {
     but=(
       "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
       "warm_start.learning_rate", "pivots.min_std", "data.empty_thinking",
+      "profile.again_every", "profile.again_below",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
     outputs=("profiles.jsonl",),
@@ -114,7 +115,7 @@ STAGES = {
     **methods.METHODS["pivotrl"].READS,
     outputs=("export",),
     resumes=("checkpoints",),
-    logs=("metrics.jsonl", "rollouts.jsonl", "tb"),
+    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb"),
     grows=("train.steps",),
     changed="refuse",
   ),
@@ -381,8 +382,8 @@ def _idle(config, name):
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start", "rescore"):
     idle.append("model.path")  # Its contents count by what was made of them.
-  if name == "train" and config.method == "e2e" and config.e2e.tasks:
-    idle.append("data.trajectories")
+  if name == "train":
+    idle += methods.METHODS[config.method].idle(config)
   if worlds.of(config):
     idle += ["data.path", "data.tools"]
   elif name == "import":

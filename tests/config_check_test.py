@@ -67,6 +67,8 @@ NONSENSE = {
   "profile.group_size": (1, *WHOLE),
   "profile.trajectories": WHOLE,
   "profile.trajectories_per_batch": (0, *WHOLE),
+  "profile.again_every": WHOLE,
+  "profile.again_below": (1.1, *REAL),
   "pivots.threshold": (0.0, 1.5, *REAL),
   "pivots.count": WHOLE,
   "pivots.min_std": (0.5, 1.0, *REAL),

@@ -39,6 +39,12 @@ METRICS: dict[str, tuple[str, str]] = {
     "Share without a verdict",
     "Samples that the judge did not answer on; they are left out.",
   ),
+  "profile/turns": (
+    "Turns of a further profile",
+    "Sampled before this step, to choose the pivots anew.",
+  ),
+  "profile/mean": ("Its mean reward", "Under the policy in training."),
+  "profile/pivots": ("Its pivots", "What is trained on from this step on."),
   "signal/reward_std": (
     "Reward std within groups",
     "The size of the learning signal (Theorem 3.2); 0 where groups agree.",

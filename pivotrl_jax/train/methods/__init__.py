@@ -37,6 +37,9 @@ class Method(Protocol):
   SAMPLES: bool
   IN_WORLD: bool
 
+  def idle(self, config: Any) -> tuple[str, ...]:
+    """Keys and sections of `READS` without effect under this config."""
+
   def build(
     self, config: Any, workdir: pathlib.Path, policy: Any, tx: Any, state: Any
   ) -> tuple[Advance, Any]:

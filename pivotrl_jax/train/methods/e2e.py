@@ -50,6 +50,11 @@ SAMPLES = IN_WORLD = True
 _POOR = 0.5  # Of the turns of the episodes that batches are planned for.
 
 
+def idle(config: Any) -> tuple[str, ...]:
+  """Keys of `READS` without effect."""
+  return ("data.trajectories",) if config.e2e.tasks else ()
+
+
 def turns_before(workdir: pathlib.Path) -> int:
   """There is no profile."""
   del workdir

@@ -1,6 +1,6 @@
 """PivotRL: GRPO on single-turn rollouts at pivots (eq. 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import functools
 import pathlib
 from typing import Any
@@ -17,14 +17,20 @@ from pivotrl_jax.train import monitor
 from pivotrl_jax.train import natural
 from pivotrl_jax.train import natural_log
 from pivotrl_jax.train import policy_gradient
+from pivotrl_jax.train import reprofile
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import step as step_lib
 
+# What profiling again reads.
+_AGAIN = (
+  "data.max_prompt_tokens", "profile", "pivots", "select",
+  "warm_start.trajectories",
+)  # fmt: skip
 READS = {
   "config": (
     "data.reasoning", "data.empty_thinking", "model", "rollout", "verifier",
     "reward", "seed", "method", "optimizer", "natural", "train",
-    "warm_start.steps",
+    "warm_start.steps", *_AGAIN,
   ),
   "but": (),
   "inputs": (
@@ -34,6 +40,11 @@ READS = {
 IDLE = ("e2e",)
 OPTIMIZERS = ("adam", "natural")
 SAMPLES, IN_WORLD = True, False
+
+
+def idle(config: Any) -> tuple[str, ...]:
+  """Keys of `READS` without effect."""
+  return () if reprofile.is_on(config) else _AGAIN
 
 
 def turns_before(workdir: pathlib.Path) -> int:
@@ -57,7 +68,7 @@ def build(
 
 
 def load_turns(
-  workdir: pathlib.Path, ids: Sequence[str]
+  workdir: pathlib.Path, ids: Iterable[str]
 ) -> list[tuple[types.Trajectory, types.Candidate]]:
   """Candidates by their ids, each with its trajectory."""
   trajectories = {
@@ -76,9 +87,14 @@ class _PivotRL:
   def __init__(self, config, workdir, policy, tx):
     self._config, self._workdir, self._policy = config, workdir, policy
     pivots = list(records.read_pivots(workdir / "pivots.jsonl"))
+    # Under the starting policy, whatever a later one makes of them.
     self._means = {p.candidate_id: p.mean for p in pivots}
-    self._pivots = load_turns(workdir, [p.candidate_id for p in pivots])
-    self._turns = self._rendered(self._pivots)
+    self._again = None
+    if reprofile.is_on(config):
+      self._again = reprofile.Reprofile(config, workdir, policy)
+      self._means = self._again.means
+    self._take(pivots)
+    self._started = False
     self._others = load_turns(
       workdir, natural_log.random_turns(config, workdir)
     )
@@ -95,8 +111,11 @@ class _PivotRL:
       config, policy, state, _probe(config, policy)
     )
     other_turns = self._rendered(self._others)
+    turns = self._turns
+    if self._again:  # Any of them may become a pivot.
+      turns = self._rendered(load_turns(self._workdir, self._means))
     self._engine.prepare(
-      [len(turn.prompt) for turn in self._turns + other_turns],
+      [len(turn.prompt) for turn in turns + other_turns],
       self._sampling,
       prompts=config.rollout.pivots_per_step,
       rows=config.rollout.group_size,
@@ -108,9 +127,9 @@ class _PivotRL:
       [self._pivots[i] for i in self._choose(step)]
       for step in range(batches.PLANNED)
     ]
-    self._gradient.shape = self._plan(planned, self._turns)
+    self._gradient.shape = self._plan(planned, turns)
     self._fisher_shape = self._plan(
-      [step[: config.natural.groups] for step in planned], self._turns
+      [step[: config.natural.groups] for step in planned], turns
     )
     count = config.train.natural_groups
     both = [
@@ -121,7 +140,7 @@ class _PivotRL:
       config,
       other_turns,
       probe=probe,
-      shape=self._plan(both, self._turns + other_turns),
+      shape=self._plan(both, turns + other_turns),
       roll_out=functools.partial(self._roll_out, stage="natural"),
     )
     return state
@@ -129,6 +148,7 @@ class _PivotRL:
   def advance(self, state, index):
     """One step; see `methods.Advance`."""
     config, gradient, watch = self._config, self._gradient, self._watch
+    profiled = self._profile_again(state, index) if self._again else {}
     self._engine.load(state.params, f"step {index}")
     chosen = [self._turns[i] for i in self._choose(index)]
     groups = self._roll_out(chosen, index, stage="train")
@@ -141,7 +161,9 @@ class _PivotRL:
     rewards = np.array([g.rewards for g in groups], np.float32)
     samples = samples_of(config, groups, rewards)
     batch, places = gradient.pack(samples)
-    scalars = {"rollout/turns": float(rewards.size)}
+    scalars = profiled | {
+      "rollout/turns": rewards.size + profiled.get("profile/turns", 0.0)
+    }
     scalars |= watch.rollouts(groups, rewards, batch, stats.sampled_tokens)
     scalars |= of_natural | gradient.of_trie(samples, batch, places, stats)
     if index == 0:
@@ -157,7 +179,29 @@ class _PivotRL:
         state, index, verdicts, cut_off
       )
     scalars |= updated | watch.held_out(state.params, index)
+    if self._again:
+      self._again.note(scalars)
     return state, scalars, _rows(config, index, groups, samples.advantages)
+
+  def _profile_again(self, state, index):
+    """The pivots of a step, where they may change; `profile/` scalars."""
+    if not self._started:
+      self._started = True
+      if index and (pivots := self._again.go_on(index)):
+        self._take(pivots)
+    if not self._again.is_due(index):
+      return {}
+    pivots, scalars = self._again(state.params, index)
+    if pivots:
+      self._take(pivots)
+    return scalars
+
+  def _take(self, pivots):
+    """Trains on these from now on."""
+    self._pivots = load_turns(
+      self._workdir, [p.candidate_id for p in pivots]
+    )
+    self._turns = self._rendered(self._pivots)
 
   def _update(self, state, index, groups, rewards, samples, packed):
     """The state after a step's updates, and what they log."""

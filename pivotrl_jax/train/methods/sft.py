@@ -38,6 +38,12 @@ OPTIMIZERS = ("adam",)
 SAMPLES = IN_WORLD = False
 
 
+def idle(config: Any) -> tuple[str, ...]:
+  """All of `READS` counts."""
+  del config
+  return ()
+
+
 def turns_before(workdir: pathlib.Path) -> int:
   """Nothing is sampled."""
   del workdir
