@@ -107,15 +107,11 @@ def test_grpo_sharded_and_with_more_updates(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def imported(small, tmp_path_factory):
-  """A workdir ready for `train`; programs are kept, as in runs of `main`."""
-  folder = tmp_path_factory.mktemp("imported")
-  jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  path = folder / "w"
+def imported(small, programs, tmp_path_factory):
+  """A workdir ready for `train`."""
+  path = tmp_path_factory.mktemp("imported") / "w"
   main.run(_silent(small), path, ["import", "candidates"])
-  yield path
-  jax.config.update("jax_compilation_cache_dir", None)
+  return path
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,9 @@ def test_keys_of_a_run_that_does_not_are_as_they_were():
     assert stages.given(off, name) == stages.given(on, name)
 
 
-def test_a_run_that_is_stopped_ends_in_the_same_bytes(small, tmp_path):
+def test_a_run_that_is_stopped_ends_in_the_same_bytes(
+  small, programs, tmp_path
+):
   def run(path, steps, names=("train",)):
     config = _config(again_every=1, group_size=2)
     config.model.path, config.select = small, "random"
@@ -119,7 +121,8 @@ def test_a_run_that_is_stopped_ends_in_the_same_bytes(small, tmp_path):
     )
     with reads.noted() as seen:
       main.run(config, path, names)
-    reads.assert_keys_hold(config, seen)
+    if steps == 2:  # From its start, and with a profile on its way.
+      reads.assert_keys_hold(config, seen)
 
   before = ("import", "candidates", "profile", "select")
   for name, stops in (("once", [3]), ("stopped", [2, 3])):

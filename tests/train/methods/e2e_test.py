@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -64,15 +63,11 @@ class _Coin:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def coin(tmp_path_factory):
-  """That world in the place of swe's; programs are kept, as in runs."""
-  cache = tmp_path_factory.mktemp("cache")
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def coin(programs):
+  """That world in the place of swe's."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(worlds.WORLDS, "swe", _Coin())
     yield
-  jax.config.update("jax_compilation_cache_dir", None)
 
 
 def _config(model, **train):
