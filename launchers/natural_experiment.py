@@ -315,9 +315,7 @@ def arm(world: World, optimizer: str) -> list[dict[str, float]]:
   turns = world.turns(rest[: sizes.held_out])
   tx = loop.optimizer(config)
   state = state_lib.create(world.policy.params, tx)
-  advance, state = pivotrl.build(
-    config, world.path, world.policy, tx, state
-  )
+  advance, state = pivotrl.build(config, world.path, world.policy, tx, state)
   found, seconds = [], []
 
   def measure(index):

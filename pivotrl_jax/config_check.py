@@ -15,7 +15,6 @@ from absl import logging
 import jax
 
 from pivotrl_jax import errors
-from pivotrl_jax import stages
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers

@@ -51,5 +51,7 @@ def _markdown(found, figures):
     )
   for name in figures:
     title, meaning = plots.describe(name)
-    parts.append(f"### {title}\n\n{meaning}\n\n![{title}](figures/{name}.png)\n")
+    parts.append(
+      f"### {title}\n\n{meaning}\n\n![{title}](figures/{name}.png)\n"
+    )
   return "\n".join(parts)

@@ -27,8 +27,10 @@ _WINDOW, _DEAD_SHARE = 10, 0.9
 _KNOBS = {
   "no_verdict": "see to config.verifier.judge.url",
   "all_cut_off": "raise config.rollout.max_tokens",
-  "all_fail": "raise config.rollout.group_size or set config.select=difficult",
-  "all_pass": "lower config.pivots.threshold, or config.train.steps",
+  "all_fail": (
+    "raise config.rollout.group_size, or for pivots set config.select=difficult"
+  ),
+  "all_pass": "lower config.train.steps, or for pivots config.pivots.threshold",
   "all_alike": "lower config.train.min_std",
 }
 

@@ -66,14 +66,19 @@ def workdir(tmp_path):
     "profiles": [PROFILE],
     "pivots": [pivot],
     "rollouts": [
-      _rollout(2, "<tool_call>{\"name\": \"late\", \"arguments\":"
-                  " {\"a\": \"b\"}}</tool_call>"),
+      _rollout(
+        2, '<tool_call>{"name": "late", "arguments": {"a": "b"}}</tool_call>'
+      ),
       _rollout(3, "</pre><script>alert(3)</script>"),
       _rollout(3, "</pre><script>alert(3)</script>"),
     ],
     "metrics": [
-      {"step": i + 1, "rollout/reward_mean": i / 10,
-       "rollout/turns_total": 100 + 16 * i} | _natural(i)
+      {
+        "step": i + 1,
+        "rollout/reward_mean": i / 10,
+        "rollout/turns_total": 100 + 16 * i,
+      }
+      | _natural(i)
       for i in range(10)
     ],
     "evals": _rows("base", 5) + _rows("trained", 15),

@@ -17,6 +17,7 @@ from pivotrl_jax import types
 from pivotrl_jax.engines import base
 from pivotrl_jax.models import hf
 from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.report import glossary
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import loop
 from pivotrl_jax.train import policy_gradient
@@ -43,7 +44,10 @@ def _metrics(before, path, method, model, **train):
   shutil.copytree(before, path)
   main.run(_config(method, model, **train), path, ["train"])
   rows = (path / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(row) for row in rows]
+  rows = [json.loads(row) for row in rows]
+  for name in rows[0].keys() - {"step"}:
+    assert glossary.describe(name)[1], name  # What the report says of it.
+  return rows
 
 
 def _alike(names):
@@ -339,8 +343,6 @@ def test_a_judge_that_is_gone_costs_no_finished_step(first, dies, saved):
 
   kept = _Kept()
   with pytest.raises(errors.InputError, match="no verdict"):
-    loop._steps(
-      train, first, first, 10 + 3 * first, advance, kept, kept
-    )
+    loop._steps(train, first, first, 10 + 3 * first, advance, kept, kept)
   assert kept.steps == saved
   assert kept.rows == list(range(first + 1, dies + 1))

@@ -101,7 +101,8 @@ def test_what_was_found_is_merged_by_the_same_rule_and_gone_on_with(made):
 def test_keys_of_a_run_that_does_not_are_as_they_were():
   off, on = _config(), _config(again_every=5)
   assert not any(
-    key.startswith(("profile.", "pivots.")) for key in stages.given(off, "train")
+    key.startswith(("profile.", "pivots."))
+    for key in stages.given(off, "train")
   )
   assert "profile.again_every" in stages.given(on, "train")
   for name in ("profile", "select"):
@@ -133,7 +134,9 @@ def test_a_run_that_is_stopped_ends_in_the_same_bytes(
   files = ("export/model.safetensors", "metrics.jsonl", "rollouts.jsonl",
            "profiles/1.jsonl", "profiles/2.jsonl")  # fmt: skip
   for file in files:
-    one, other = ((tmp_path / n / file).read_bytes() for n in ("once", "stopped"))
+    one, other = (
+      (tmp_path / n / file).read_bytes() for n in ("once", "stopped")
+    )
     assert one == other, file
   rows = [
     json.loads(x) for x in (tmp_path / "once/metrics.jsonl").open().readlines()

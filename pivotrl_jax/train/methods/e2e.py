@@ -112,9 +112,7 @@ class _EndToEnd:
     self._count = (
       config.e2e.tasks or config.data.trajectories or worlds.DEMONSTRATIONS
     )
-    self._longest = min(
-      config.data.max_prompt_tokens, worlds.MAX_PROMPT_TOKENS
-    )
+    self._longest = min(config.data.max_prompt_tokens, worlds.MAX_PROMPT_TOKENS)
     self._engine = policy_lib.engine(policy, config)
     self._sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
     self._gradient = policy_gradient.PolicyGradient(config, policy, tx)

@@ -198,9 +198,7 @@ class _PivotRL:
 
   def _take(self, pivots):
     """Trains on these from now on."""
-    self._pivots = load_turns(
-      self._workdir, [p.candidate_id for p in pivots]
-    )
+    self._pivots = load_turns(self._workdir, [p.candidate_id for p in pivots])
     self._turns = self._rendered(self._pivots)
 
   def _update(self, state, index, groups, rewards, samples, packed):

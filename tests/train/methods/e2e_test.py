@@ -15,6 +15,7 @@ from pivotrl_jax import types
 from pivotrl_jax.engines import base
 from pivotrl_jax.envs import episode
 from pivotrl_jax.envs import worlds
+from pivotrl_jax.report import glossary
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train.methods import e2e
 import reads
@@ -111,6 +112,7 @@ def test_however_it_is_spread_and_gone_on_with(small, at_once, tmp_path):
   assert [row["rollout/turns_total"] for row in one] == [18, 36]
   assert all(row["rollout/episode_turns"] == 3 for row in one)
   assert all(row["train/grad_norm"] > 0 for row in one)
+  assert all(glossary.describe(name)[1] for name in one[0].keys() - {"step"})
   # After one step, and with another layout, which is rounding alone.
   path = tmp_path / "stopped"
   _trained(path, _config(small, steps=1))
