@@ -67,7 +67,7 @@ def _embedded(domain):
   config.domain = domain  # tau | swe | terminal | search.
   config.world = ""  # Of envs/worlds.py; "" = the domain's own.
   config.seed = 0  # Every draw is a function of it.
-  config.method = "pivotrl"  # What `train` does: pivotrl | sft.
+  config.method = "pivotrl"  # What `train` does: pivotrl | sft | e2e.
   config.select = "difficult"  # difficult | mixed | random.
   config.reward = "functional"  # functional | strict.
   config.optimizer = "adam"  # adam | natural (pivotrl only).
@@ -116,6 +116,10 @@ def _embedded(domain):
     group_size=8,  # K, samples a candidate.
     trajectories=0,  # Most to profile; 0 = all.
     trajectories_per_batch=16,  # Whole trajectories an engine call.
+    # By the policy in training, which then trains on what the same rule keeps:
+    again_every=0,  # Steps between two profiles; 0 = never.
+    again_below=0.0,  # Once groups' mean std is under so much of its first 20
+    # steps' mean, such as 0.5; 0 = never.
   )
   config.pivots = _section(
     threshold=0.6,  # lambda_diff: keep means strictly under it.
@@ -148,6 +152,11 @@ def _embedded(domain):
     top_k=0,  # 0 = the whole vocabulary.
   )
   config.sft = _section(turns=64)  # Turns a step of SFT.
+  config.e2e = _section(  # End-to-end GRPO in the world.
+    tasks=0,  # Of its training split; 0 = as many as data.trajectories.
+    tasks_per_step=4,  # rollout.group_size whole episodes of each.
+    max_turns=8,  # Of an episode.
+  )
   config.train = _section(
     steps=40,  # More than were taken: training goes on.
     # WORKDIR or WORKDIR/STEP of another run: training goes on from that
@@ -177,6 +186,7 @@ def _embedded(domain):
     parallel="jit",  # jit (one device) | pmap | sharded.
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,
+    keep_groups=16,  # Groups a step that rollouts.jsonl keeps; 0 = none.
     log_every=5,
     natural_every=20,  # Steps between two natural-gradient norms; 0 = never.
     natural_groups=4,  # Groups measured then, and as many at random turns.
@@ -227,6 +237,8 @@ def _tiny(config):
   config.profile.trajectories = 8
   config.rollout.pivots_per_step = 4
   config.rollout.group_size = 4
+  config.e2e.tasks_per_step = 2
+  config.e2e.max_turns = 6
   config.train.steps = 3
   config.train.watch_prompts = 2
   config.train.watch_actions = 4

@@ -10,5 +10,5 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   config.verifier.single_step.word_count_similarity_threshold = 0.1
   if not common.parse_arg(arg)["paper"]:
     config.data.format = "world"
-    config.evaluation.max_turns = 12
+    config.e2e.max_turns = config.evaluation.max_turns = 12
   return config

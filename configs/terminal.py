@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   config.verifier.terminus_judge.enable_llm_judge = paper
   if not paper:
     config.data.format = "world"
-    config.evaluation.max_turns = 10
+    config.e2e.max_turns = config.evaluation.max_turns = 10
     config.rollout.max_tokens = 128  # JSON takes its room.
   return config

@@ -45,6 +45,7 @@ from pivotrl_jax.losses import grpo
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.report import tables
 from pivotrl_jax.train import loop
+from pivotrl_jax.train.methods import pivotrl
 from pivotrl_jax.train import natural
 from pivotrl_jax.train import natural_log
 from pivotrl_jax.train import sft
@@ -96,7 +97,7 @@ class World:
   def turns(self, ids: Sequence[str]) -> list[rollouts.Turn]:
     return [
       rollouts.render_turn(self.policy.tokenizer, *pair)
-      for pair in loop.load_turns(self.path, ids)
+      for pair in pivotrl.load_turns(self.path, ids)
     ]
 
   def roll_out(
@@ -314,9 +315,7 @@ def arm(world: World, optimizer: str) -> list[dict[str, float]]:
   turns = world.turns(rest[: sizes.held_out])
   tx = loop.optimizer(config)
   state = state_lib.create(world.policy.params, tx)
-  advance, state = loop.METHODS["pivotrl"](
-    config, world.path, world.policy, tx, state
-  )
+  advance, state = pivotrl.build(config, world.path, world.policy, tx, state)
   found, seconds = [], []
 
   def measure(index):
@@ -333,7 +332,7 @@ def arm(world: World, optimizer: str) -> list[dict[str, float]]:
   measure(0)
   for index in range(steps):
     started = time.process_time()
-    state, _ = advance(state, index)
+    state, *_ = advance(state, index)
     jax.block_until_ready(state)
     seconds.append(time.process_time() - started)
     if (index + 1) % sizes.measure_every == 0:

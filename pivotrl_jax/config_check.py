@@ -15,13 +15,14 @@ from absl import logging
 import jax
 
 from pivotrl_jax import errors
-from pivotrl_jax import stages
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
+from pivotrl_jax.train import methods
+from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -108,7 +109,7 @@ RULES = {
   "domain": _one_of(*types.DOMAINS),
   "world": _one_of("", *worlds.WORLDS),
   "seed": _whole(0),
-  "method": _one_of("pivotrl", "sft"),
+  "method": _one_of(*methods.METHODS),
   "select": _one_of("difficult", "mixed", "random"),
   "reward": _one_of("functional", "strict"),
   "optimizer": _one_of("adam", "natural"),
@@ -147,6 +148,8 @@ RULES = {
   "profile.group_size": _whole(2),
   "profile.trajectories": _whole(0),
   "profile.trajectories_per_batch": _whole(1),
+  "profile.again_every": _whole(0),
+  "profile.again_below": _SHARE,
   "pivots.threshold": _above(0, 1),
   "pivots.keep_all_fail": _FLAG,
   "pivots.count": _whole(0),
@@ -203,6 +206,9 @@ RULES = {
   "rollout.top_p": _above(0, 1),
   "rollout.top_k": _whole(0),
   "sft.turns": _whole(1),
+  "e2e.tasks": _whole(0),
+  "e2e.tasks_per_step": _whole(1),
+  "e2e.max_turns": _whole(1),
   "train.steps": _whole(0),
   "train.init": _TEXT,
   "train.learning_rate": _number(0),
@@ -227,6 +233,7 @@ RULES = {
   "train.parallel": _one_of("jit", "pmap", "sharded"),
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
+  "train.keep_groups": _whole(0),
   "train.log_every": _whole(1),
   "train.natural_every": _whole(0),
   "train.natural_groups": _whole(1),
@@ -293,7 +300,7 @@ def check(config: Any, default: Any = None) -> None:
   """
   check_values(config)
   _check_attention(config.model)
-  if config.method == "pivotrl":
+  if methods.METHODS[config.method].SAMPLES:
     _warn_of_sampling(config.rollout)
   if default is not None:
     _name_the_idle(config, default)
@@ -321,19 +328,25 @@ def check_values(config: Any) -> None:
 def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
   """(whether it is so, key, what is expected) of values beside others."""
   t, r, v = config.train, config.rollout, config.verifier
+  method = methods.METHODS[config.method]
   yield (
-    config.method == "pivotrl" and r.temperature < _LEAST_TEMPERATURE,
+    method.SAMPLES and r.temperature < _LEAST_TEMPERATURE,
     "rollout.temperature",
     f"at least {_LEAST_TEMPERATURE}, as groups of equal actions have no"
     " variance",
   )
   yield (
-    config.method == "pivotrl" and t.kl == "k1" and t.kl_coef > 0,
+    method.SAMPLES and t.kl == "k1" and t.kl_coef > 0,
     "train.kl",
     "k2 or k3 where train.kl_coef is above 0: as a loss k1 has no gradient in"
     " the mean, noise alone",
   )
   world = worlds.of(config)
+  yield (
+    method.IN_WORLD and world is None,
+    "method",
+    "one that trains on data of one's own, which are no world: pivotrl or sft",
+  )
   yield (
     world is not None and worlds.WORLDS[world].DOMAIN != config.domain,
     "world",
@@ -345,9 +358,9 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     _UNFIT.get((world, v.name), ""),
   )
   yield (
-    (config.optimizer, config.method) == ("natural", "sft"),
+    config.optimizer not in method.OPTIMIZERS,
     "optimizer",
-    "adam where method=sft",
+    f"{' or '.join(method.OPTIMIZERS)} where method={config.method}",
   )
   yield (
     t.importance_floor > 0 and not t.importance_cap,
@@ -426,7 +439,8 @@ def _name_the_idle(config, default):
 def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   """(whether it is so, why, keys or sections) of what a config leaves idle."""
   t = config.train
-  yield config.method == "sft", "method=sft", _ONLY_PIVOTRL
+  idle = methods.METHODS[config.method].IDLE
+  yield True, f"method={config.method}", idle
   yield (
     config.method != "sft" and not config.warm_start.steps,
     "method is not sft and warm_start.steps=0",
@@ -438,7 +452,7 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     ("warm_start.trajectories", "warm_start.learning_rate"),
   )
   yield config.optimizer != "natural", "optimizer=adam", ("natural",)
-  yield config.optimizer == "natural", "optimizer=natural", stages.ADAM
+  yield config.optimizer == "natural", "optimizer=natural", state_lib.ADAM
   yield (
     not t.natural_every,
     "train.natural_every=0",
@@ -525,13 +539,6 @@ def _verifiers_without_effect(config):
   )
 
 
-_ONLY_PIVOTRL = (
-  "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
-  "train.advantage", "train.min_std", "train.clip_low", "train.clip_high",
-  "train.kl", "train.kl_coef", "train.loss_norm", "train.importance_cap",
-  "train.importance_floor", "train.updates_per_batch", "train.natural_every",
-  "train.natural_groups", "train.natural_directions", "train.natural_damping",
-)  # fmt: skip
 _JUDGED = (
   "verifier.terminus_judge.check_twice_swap",
   "verifier.terminus_judge.reward_if_swap_fails",

@@ -128,17 +128,12 @@ def main(_) -> None:
     raise errors.InputError(
       "--config: not given; expected a file such as configs/swe.py"
     )
-  names = _STAGES.value or stages.DEFAULT
-  for flag, given in (("stages", names), ("redo", _REDO.value)):
+  for flag, given in (("stages", _STAGES.value or ()), ("redo", _REDO.value)):
     unknown = [s for s in given if s not in stages.STAGES]
     if unknown:
       raise errors.InputError(
         f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
-  if "evaluate" in names and "baseline" not in names:
-    # What it compares with is part of it.
-    place = names.index("evaluate")
-    names = [*names[:place], "baseline", *names[place:]]
   if _PROCESSES.value != 1 or _PROCESS.value or _COORDINATOR.value:
     raise errors.InputError(
       f"--processes={_PROCESSES.value}: a run over several hosts is not there"
@@ -151,6 +146,11 @@ def main(_) -> None:
     _CONFIG.value.serve.record = _RECORD.value
   config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value, default)
+  names = _STAGES.value or stages.default(_CONFIG.value)
+  if "evaluate" in names and "baseline" not in names:
+    # What it compares with is part of it.
+    place = names.index("evaluate")
+    names = [*names[:place], "baseline", *names[place:]]
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
     policy_lib.check(_CONFIG.value)
   keep_programs()

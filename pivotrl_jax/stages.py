@@ -15,6 +15,8 @@ from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import methods
+from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -95,6 +97,7 @@ STAGES = {
     but=(
       "rollout.pivots_per_step", "rollout.group_size", "rollout.cut_off",
       "warm_start.learning_rate", "pivots.min_std", "data.empty_thinking",
+      "profile.again_every", "profile.again_below",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
     outputs=("profiles.jsonl",),
@@ -107,19 +110,12 @@ STAGES = {
     inputs=("profiles.jsonl",),
     outputs=("pivots.jsonl",),
   ),
-  "train": Stage(
+  "train": Stage(  # What it reads, its method says: see `stage`.
     "pivotrl_jax.train.loop:run",
-    config=(
-      "data.reasoning", "data.empty_thinking", "model", "rollout", "verifier",
-      "reward", "seed", "method", "optimizer", "natural", "train",
-      "warm_start.steps",
-    ),
-    inputs=(
-      "trajectories.jsonl", "candidates.jsonl", "pivots.jsonl", "warm_start",
-    ),
+    **methods.METHODS["pivotrl"].READS,
     outputs=("export",),
     resumes=("checkpoints",),
-    logs=("metrics.jsonl", "tb"),
+    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb"),
     grows=("train.steps",),
     changed="refuse",
   ),
@@ -142,7 +138,8 @@ STAGES = {
     config=("domain", "pivots.threshold", "pivots.min_std", "report"),
     inputs=(
       "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
-      "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
+      "pivots.jsonl", "metrics.jsonl", "rollouts.jsonl", "evals.jsonl",
+      "skipped.jsonl",
     ),
     outputs=("report",),
     changed="replace",
@@ -154,6 +151,20 @@ STAGES = {
     outputs=("pivot_rows.jsonl",),
     changed="replace",
   ),
+  "rescore": Stage(
+    "pivotrl_jax.pivots.rescore:run",
+    config=(
+      "data.reasoning", "data.empty_thinking", "model.path",
+      "model.chat_template", "model.template_kwargs", "verifier", "reward",
+      "select", "pivots.threshold", "pivots.keep_all_fail", "pivots.min_std",
+    ),
+    but=("data.empty_thinking",),  # Of demonstrations.
+    inputs=(
+      "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
+      "rollouts.jsonl",
+    ),
+    outputs=("rescored",),
+  ),
   "serve": Stage(  # It makes nothing, hence is never done.
     "pivotrl_jax.engines.server:run",
     config=("model",),
@@ -162,26 +173,8 @@ STAGES = {
     changed="replace",
   ),
 }  # fmt: skip
-# What only Adam reads.
-ADAM = (
-    "train.learning_rate", "train.warmup_steps", "train.weight_decay",
-    "train.clip_norm",
-)  # fmt: skip
-# `train` by method=sft: no pivots, no rewards; all candidates.
-_SFT = dataclasses.replace(
-  STAGES["train"],
-  config=(
-    "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking", "model",
-    "seed", "method", "optimizer", "sft",
-    *ADAM, "train.steps", "train.init", "warm_start.steps",
-  ),
-  # What is watched is sampled by one, and measured by the other.
-  but=("rollout", "train.min_std"),
-  inputs=("trajectories.jsonl", "candidates.jsonl", "warm_start"),
-)  # fmt: skip
-
 # Stages that run only when they are asked for.
-BY_NAME = ("export", "serve")
+BY_NAME = ("export", "rescore", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 
 # Sections and keys that decide where, how fast and how often, and what is
@@ -190,7 +183,8 @@ DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
-    "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
+    "train.keep_checkpoints", "train.keep_groups", "train.log_every",
+    "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
     "train.parallel", "train.save_every", "train.watch_actions",
@@ -202,16 +196,31 @@ HARMLESS = (
 
 # Inputs that a run may lack: without a warm start, without a world.
 OPTIONAL = (
-    "warm_start", "export", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
-    "profiles.jsonl", "pivots.jsonl",
+    "warm_start", "export", "metrics.jsonl", "rollouts.jsonl", "evals.jsonl",
+    "skipped.jsonl", "profiles.jsonl", "pivots.jsonl",
 )  # fmt: skip
 
 
 def stage(config: Any, name: str) -> Stage:
   """The stage `name` as this config has it."""
-  if name == "train" and config.method == "sft":
-    return _SFT
-  return STAGES[name]
+  found = STAGES[name]
+  if name == "train":
+    reads = methods.METHODS[config.method].READS
+    return dataclasses.replace(found, **reads)
+  return found
+
+
+def default(config: Any) -> tuple[str, ...]:
+  """The stages of a run that names none.
+
+  Those that only make what another method trains on are left out.
+  """
+  wanted = {"train", *needs(config, "train")}
+  return tuple(
+    name
+    for name in DEFAULT
+    if name in wanted or name not in ("warm_start", "profile", "select")
+  )
 
 
 def reads(config: Any, name: str) -> dict[str, Any]:
@@ -366,13 +375,15 @@ def _idle(config, name):
   if config.reward == "strict":
     idle.append("verifier.name")
   if config.optimizer == "natural":
-    idle += ADAM
+    idle += state_lib.ADAM
   else:
     idle.append("natural")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
-  elif name not in ("candidates", "warm_start"):
+  elif name not in ("candidates", "warm_start", "rescore"):
     idle.append("model.path")  # Its contents count by what was made of them.
+  if name == "train":
+    idle += methods.METHODS[config.method].idle(config)
   if worlds.of(config):
     idle += ["data.path", "data.tools"]
   elif name == "import":

@@ -67,6 +67,8 @@ NONSENSE = {
   "profile.group_size": (1, *WHOLE),
   "profile.trajectories": WHOLE,
   "profile.trajectories_per_batch": (0, *WHOLE),
+  "profile.again_every": WHOLE,
+  "profile.again_below": (1.1, *REAL),
   "pivots.threshold": (0.0, 1.5, *REAL),
   "pivots.count": WHOLE,
   "pivots.min_std": (0.5, 1.0, *REAL),
@@ -103,6 +105,11 @@ NONSENSE = {
   "rollout.temperature": (0.0, 1e-6, *REAL),
   "rollout.top_p": (0.0, 1.1, *REAL),
   "sft.turns": (0, *WHOLE),
+  "method": ("dpo", 3),
+  "e2e.tasks": WHOLE,
+  "e2e.tasks_per_step": (0, *WHOLE),
+  "e2e.max_turns": (0, *WHOLE),
+  "train.keep_groups": WHOLE,
   "train.steps": WHOLE,
   "train.learning_rate": REAL,
   "train.warmup_steps": WHOLE,
@@ -180,10 +187,24 @@ def test_a_verifier_of_other_actions_than_the_world_s_is_refused(changes, part):
 
 
 @pytest.mark.parametrize(
+  ("changes", "line"),
+  [
+    ({"data.path": __file__}, "config.method: 'e2e'; expected one that"),
+    ({"optimizer": "natural"}, "optimizer: .*; expected adam where method=e2e"),
+    ({"rollout.temperature": 0.0}, "rollout.temperature"),
+  ],
+)
+def test_what_episodes_cannot_be_is_refused(changes, line):
+  with pytest.raises(errors.InputError, match=line):
+    config_check.check(_changed({"method": "e2e"} | changes))
+
+
+@pytest.mark.parametrize(
   "changes",
   [
     {"train.kl": "k1"},  # In the log alone.
     {"method": "sft", "rollout.temperature": 0.0},
+    {"method": "e2e", "e2e.tasks": 9},
     {"train.importance_cap": 5.0, "train.importance_floor": 0.1},
     {EMPTY: {"bash": ["timeout"]}},
     {"verifier.terminus_judge.judge_fallback_reward": 0.5},
@@ -219,6 +240,11 @@ def _warnings(caplog, changes):
     ({"method": "sft", "train.clip_low": 0.1, "train.advantage": "loo"},
      ["config: without effect are train.advantage, train.clip_low (as"
       " method=sft)"]),
+    ({"method": "e2e", "rollout.pivots_per_step": 3, "select": "mixed"},
+     ["config: without effect are select, rollout.pivots_per_step (as"
+      " method=e2e)"]),
+    ({"e2e.max_turns": 3},
+     ["config: without effect are e2e.max_turns (as method=pivotrl)"]),
     ({"verifier.judge.model": "m"},
      ["config: without effect are verifier.judge.model (as no judge is"
       " asked)"]),

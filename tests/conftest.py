@@ -61,6 +61,16 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+  """Programs that a module compiles are kept, as in runs of `main`."""
+  folder = tmp_path_factory.mktemp("programs")
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
   """The mini policy's tokenizer with one random layer: it compiles fast."""

@@ -26,7 +26,8 @@ import reads
 ROOT = pathlib.Path(__file__).parent.parent
 ARTIFACTS = (
     "trajectories.jsonl", "candidates.jsonl", "profiles.jsonl",
-    "pivots.jsonl", "metrics.jsonl", "evals.jsonl", "skipped.jsonl",
+    "pivots.jsonl", "metrics.jsonl", "rollouts.jsonl", "evals.jsonl",
+    "skipped.jsonl",
     "export/model.safetensors", "export/config.json", "report/report.md",
     "report/report.html",
 )  # fmt: skip

@@ -16,7 +16,9 @@ def _config(**values):
 @pytest.mark.parametrize(
     ("changed", "value", "touched"),
     [
-        ("train.steps", 9, {"train", "evaluate", "report"}),
+        ("train.steps", 9, {"train", "evaluate", "report", "rescore"}),
+        ("e2e.max_turns", 3, set()),
+        ("train.keep_groups", 0, set()),
         ("train.log_every", 1, set()),
         ("train.parallel", "sharded", set()),
         ("engine.batch_rows", 8, set()),
@@ -26,14 +28,16 @@ def _config(**values):
         ("warm_start.learning_rate", 1.0, set()),
         ("sft.turns", 3, set()),
         ("evaluation.tasks", 3, {"baseline", "evaluate", "report"}),
-        ("rollout.pivots_per_step", 3, {"train", "evaluate", "report"}),
+        ("rollout.pivots_per_step", 3,
+         {"train", "evaluate", "report", "rescore"}),
         ("pivots.threshold", 0.5,
-         {"select", "train", "evaluate", "report", "export"}),
+         {"select", "train", "evaluate", "report", "export", "rescore"}),
         ("profile.group_size", 3,
-         {"profile", "select", "train", "evaluate", "report", "export"}),
+         {"profile", "select", "train", "evaluate", "report", "export",
+          "rescore"}),
         ("data.max_prompt_tokens", 900,
          {"profile", "select", "train", "baseline", "evaluate", "report",
-          "export"}),
+          "export", "rescore"}),
     ],
 )  # fmt: skip
 def test_lineage_tells_which_runs_share_a_stage(changed, value, touched):
@@ -63,6 +67,9 @@ def test_a_warm_start_counts_by_what_it_made():
 def test_sft_reads_no_pivots():
   sft = _config(method="sft")
   assert stages.needs(sft, "train") == ("import", "candidates")
+  assert set(stages.default(_config())) - set(stages.default(sft)) == {
+    "profile", "select"
+  }  # fmt: skip
   for name, value in (("train.clip_low", 0.1), ("verifier.name", "strict")):
     other = _config(method="sft", **{name: value})
     assert stages.lineage(sft, "train") == stages.lineage(other, "train")

@@ -72,7 +72,7 @@ def jobs(
         )
     found.append(
       job(
-        run.name, run, config, _steps(config),
+        run.name, run, config, stages.default(config),
         arm=run.arm, needs=needs((index,)),
       )
     )  # fmt: skip
@@ -90,18 +90,10 @@ def is_done(config: Any, workdir: pathlib.Path, steps: Sequence[str]) -> bool:
     return False  # What is wrong with it, main says when it is run.
 
 
-def _steps(config):
-  return tuple(
-    name
-    for name in stages.DEFAULT
-    if name != "warm_start" or config.warm_start.steps
-  )
-
-
 def _lineages(config):
   """Stage -> the hash of all that decides what it makes."""
   return {
     name: workdir_lib.digest(stages.lineage(config, name))
-    for name in _steps(config)
+    for name in stages.default(config)
     if name in SHARED
   }

@@ -263,10 +263,11 @@ def _arguments(text):
     value = json.loads(text)
   except (ValueError, RecursionError):
     return text
-  return value if isinstance(value, dict) and _is_shallow(value) else text
+  return value if isinstance(value, dict) and is_shallow(value) else text
 
 
-def _is_shallow(value):
+def is_shallow(value: Any) -> bool:
+  """Whether a JSON value nests no deeper than is of use to anybody."""
   level = [value]
   for _ in range(_DEPTH):
     level = [

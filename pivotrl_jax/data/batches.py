@@ -82,6 +82,23 @@ class Rows:
   sampler_log_probs: Sequence[np.ndarray]
 
 
+def even_rows(
+  prompts: Sequence[np.ndarray],
+  actions: Sequence[np.ndarray],
+  sampler_log_probs: Sequence[np.ndarray] | None = None,
+) -> Rows:
+  """Rows whose every action token weighs 1, without advantages."""
+  if sampler_log_probs is None:
+    sampler_log_probs = [np.zeros(len(a), np.float32) for a in actions]
+  return Rows(
+    prompts=prompts,
+    actions=actions,
+    weights=[np.ones(len(a), np.float32) for a in actions],
+    advantages=np.zeros(len(actions), np.float32),
+    sampler_log_probs=sampler_log_probs,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
   """The sizes of a batch, in tokens where not said otherwise.

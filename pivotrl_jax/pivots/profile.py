@@ -6,7 +6,7 @@ profile that was interrupted goes on where it stopped, to the same bytes.
 Samples without a verdict keep their text, and are scored again later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -68,6 +68,8 @@ def profile_all(
   tokenizer: tokenizer_lib.Tokenizer,
   version: str,
   engine: Callable[[], base.Engine],
+  *,
+  step: int | None = None,
 ) -> bool:
   """`run` by any engine.
 
@@ -79,6 +81,8 @@ def profile_all(
     engine: gives an engine with the policy freshly loaded. It is asked for each
       batch that is left to sample: what an engine keeps from one to the next
       would be another's after an interruption, to the last bit.
+    step: of training, after which the policy profiles again; into `again`,
+      and missing verdicts stay so.
 
   Raises:
     InputError: no prompt has room, or too many verdicts are missing; what was
@@ -91,7 +95,8 @@ def profile_all(
   work = list(_work(config, workdir))
   _check_room(config, tokenizer, trajectories, work)
   skipped: list[dict[str, Any]] = []
-  with records.Appender(workdir / "profiles.jsonl") as out:
+  path = workdir / "profiles.jsonl" if step is None else again(workdir, step)
+  with records.Appender(path) as out:
     _score_again(tokenizer, score, trajectories, work, out)
     done = {row["candidate_id"] for row in out.rows}
     bar = tqdm.tqdm(
@@ -106,7 +111,7 @@ def profile_all(
     if any(c.id not in done for c in itertools.chain.from_iterable(work)):
       _prepare(config, tokenizer, engine(), trajectories, work)
       for groups, of_batch in _sampled(
-        config, tokenizer, engine, score, turns, done
+        config, tokenizer, engine, score, turns, done, step
       ):
         stats.append(of_batch)
         prompts += [group.turn.prompt for group in groups]
@@ -116,19 +121,26 @@ def profile_all(
           if group.turn.candidate.id not in done
         )
         score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
-    records.replace_skipped(workdir, "profile", skipped)
+    if step is None:
+      records.replace_skipped(workdir, "profile", skipped)
     rows = list(out.rows)
     _log(rows, time.monotonic() - started, stats)
     _log_trie(prompts, stats)
-    if any(None in row["rewards"] for row in rows):
+    if step is None and any(None in row["rewards"] for row in rows):
       out.publish()
       return False
     out.finish()
   return True
 
 
-def _sampled(config, tokenizer, engine, score, batches, done):
+def again(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  """Where the profile is by the policy of `step` steps of training."""
+  return workdir / "profiles" / f"{step}.jsonl"
+
+
+def _sampled(config, tokenizer, engine, score, batches, done, step):
   """Yields (groups, `stats`) of each batch of turns that is not done."""
+  stage = "profile" if step is None else f"profile {step}"
   sampling = rollouts.sampling_params(tokenizer, config.rollout)
   compiled = compilations.Compilations()
   for index, turns in enumerate(batches):
@@ -142,7 +154,7 @@ def _sampled(config, tokenizer, engine, score, batches, done):
       group_size=config.profile.group_size,
       sampling=sampling,
       seeds=(
-        seeds.row_seed(config.seed, "profile", t.candidate.id, k)
+        seeds.row_seed(config.seed, stage, t.candidate.id, k)
         for t in turns
         for k in range(config.profile.group_size)
       ),
@@ -201,7 +213,7 @@ def _score_again(tokenizer, score, trajectories, work, out):
   for (i, k), verdict in zip(holes, found, strict=True):
     verdicts[i][k] = verdict
   out.replace(
-    records.profile_to_json(dataclasses.replace(row, **_statistics(group)))
+    records.profile_to_json(dataclasses.replace(row, **statistics(group)))
     for row, group in zip(rows, verdicts, strict=True)
   )
   logging.info(
@@ -221,12 +233,14 @@ def profile(group: rollouts.Group, version: str) -> types.Profile:
     policy=version,
     group_size=len(group.verdicts),
     completions=group.texts,
-    **_statistics(group.verdicts),
+    **statistics(group.verdicts),
   )
 
 
-def _statistics(verdicts):
-  """What a profile holds of a group's verdicts."""
+def statistics(verdicts: Sequence[types.Verdict]) -> dict[str, Any]:
+  """What a profile holds of a group's verdicts: rewards, reasons, mean,
+  variance.
+  """
   had = np.array([v.reward for v in verdicts if v.reward is not None])
   return {
     "rewards": tuple(

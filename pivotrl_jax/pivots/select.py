@@ -99,17 +99,31 @@ def select(
   ]
 
 
-def run(config: Any, workdir: pathlib.Path) -> None:
-  """profiles.jsonl -> pivots.jsonl; the others to skipped.jsonl."""
-  path = workdir / "profiles.jsonl"
-  profiles = list(records.read_profiles(path))
-  rule = {
+def by_config(
+  config: Any, profiles: Sequence[types.Profile]
+) -> list[types.Pivot]:
+  """`select` by a run's own rule."""
+  return select(
+    profiles, **_rule(config), seed=config.seed, count=config.pivots.count
+  )
+
+
+def _rule(config):
+  """What `keep` takes of a config."""
+  return {
     "rule": config.select,
     "threshold": config.pivots.threshold,
     "keep_all_fail": config.pivots.keep_all_fail,
     "min_std": config.pivots.min_std,
   }
-  pivots = select(profiles, **rule, seed=config.seed, count=config.pivots.count)
+
+
+def run(config: Any, workdir: pathlib.Path) -> None:
+  """profiles.jsonl -> pivots.jsonl; the others to skipped.jsonl."""
+  path = workdir / "profiles.jsonl"
+  profiles = list(records.read_profiles(path))
+  rule = _rule(config)
+  pivots = by_config(config, profiles)
   kept = {p.candidate_id for p in pivots}
   skipped = [
     {"id": p.candidate_id, "reason": _reason(p, rule)}

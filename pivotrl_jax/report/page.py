@@ -1,13 +1,14 @@
 """One self-contained HTML page: headline, tables, curves, pivots."""
 
 import base64
-import json
+from collections import Counter
 import pathlib
 
 import jinja2
 
-from pivotrl_jax import types
 from pivotrl_jax.pivots import candidates as candidates_lib
+from pivotrl_jax.report import code
+from pivotrl_jax.report import plots
 from pivotrl_jax.report import tables
 
 _TEMPLATE = pathlib.Path(__file__).parent / "page.html.jinja"
@@ -30,14 +31,12 @@ def page(
     title=run.config["domain"],
     headline=headline(run),
     tables=[
-      ("Success", tables.success(run)),
-      ("Difference", tables.differences(run)),
-      ("From trajectories to pivots", tables.funnel(run)),
-      ("Natural gradient", tables.natural(run)),
-      ("Training", tables.training(run)),
+      (title, tables.MEANINGS[title], table)
+      for title, table in tables.all_tables(run)
     ],
     figures=[
-      (name, base64.b64encode(data).decode()) for name, data in figures.items()
+      (*plots.describe(name), base64.b64encode(data).decode())
+      for name, data in figures.items()
     ],
     pivots=_pivots(run, most_pivots),
     total=len(run.pivots),
@@ -65,44 +64,63 @@ def headline(run: tables.Run) -> dict[str, str] | None:
 
 def _pivots(run, most):
   profiles = {p.candidate_id: p for p in run.profiles}
+  trained = _last_rollouts(run)
   return [
-    _pivot(run, profiles[p.candidate_id])
+    _pivot(run, profiles[p.candidate_id], trained.get(p.candidate_id, []))
     for p in run.pivots[:most]
     if p.candidate_id in profiles
   ]
 
 
-def _pivot(run, profile):
+def _last_rollouts(run):
+  """Candidate -> the rows of the last group that was sampled at it."""
+  found = {}
+  for row in run.rollouts:
+    rows = found.setdefault(row["candidate_id"], [])
+    if rows and rows[0]["step"] != row["step"]:
+      rows.clear()
+    rows.append(row)
+  return found
+
+
+def _pivot(run, profile, trained):
   candidate = run.candidates[profile.candidate_id]
   trajectory = run.trajectories[candidate.trajectory_id]
   prefix = candidates_lib.prefix_messages(trajectory, candidate)
-  demonstration = _action(candidate.demonstration)
+  demonstration = code.action(candidate.demonstration)
+  step = f", step {trained[0]['step']}" if trained else ""
   return {
       "id": candidate.id,
       "mean": profile.mean,
       "variance": profile.variance,
       "short": demonstration[:60],
-      "prefix": [{"role": m.role, "text": _message(m)} for m in prefix],
-      "demonstration": demonstration,
-      "samples": [
-          {"reward": reward, "reason": reason, "text": text[:_LONGEST]}
-          for reward, reason, text in zip(
-              profile.rewards, profile.reasons, profile.completions,
-              strict=True,
-          )
+      "prefix": [
+          {"role": m.role, "text": code.message(m)[:_LONGEST]} for m in prefix
+      ],
+      "columns": [
+          ("Demonstration", "what the trajectory did",
+           [{"text": demonstration[:_LONGEST]}]),
+          ("Base policy", "what the frozen policy sampled", _samples(
+              zip(profile.rewards, profile.reasons, profile.completions,
+                  strict=True)
+          )),
+          (f"Policy in training{step}", "the last that was sampled here",
+           _samples((r["reward"], r["reason"], r["text"]) for r in trained)),
       ],
   }  # fmt: skip
 
 
-def _message(message: types.Message) -> str:
-  parts = [message.content, *(_call(c) for c in message.tool_calls)]
-  return "\n".join(p for p in parts if p)[:_LONGEST]
-
-
-def _action(action: types.Action) -> str:
-  text = action.content or "\n".join(_call(c) for c in action.calls)
-  return text[:_LONGEST]
-
-
-def _call(call: types.ToolCall) -> str:
-  return f"{call.name}({json.dumps(call.arguments)[1:-1]})"
+def _samples(samples):
+  """Samples that are alike as one with their count, the best first."""
+  counts = Counter(samples)
+  return [
+    {
+      "reward": reward,
+      "reason": reason,
+      "text": code.sampled(text)[:_LONGEST],
+      "count": count,
+    }
+    for (reward, reason, text), count in sorted(
+      counts.items(), key=lambda pair: (-(pair[0][0] or 0.0), -pair[1])
+    )
+  ]

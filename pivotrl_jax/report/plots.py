@@ -10,15 +10,48 @@ from matplotlib import pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from pivotrl_jax.evaluation import intervals  # noqa: E402
+from pivotrl_jax.report import glossary  # noqa: E402
 from pivotrl_jax.report import tables  # noqa: E402
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#8a8f98"
+# Figure -> the metric it draws over steps.
 _CURVES = {
-  "reward": ("rollout/reward_mean", "mean reward of rollouts"),
-  "variance": ("signal/reward_std", "reward std within groups"),
-  "zero_variance": ("signal/zero_variance", "share of zero-variance groups"),
-  "kl": ("ordering/kl", "KL to the starting policy, nats an action"),
-  "heldout_tau": ("heldout/tau", "Kendall tau on held-out prompts"),
+  "reward": "rollout/reward_mean",
+  "variance": "signal/reward_std",
+  "zero_variance": "signal/zero_variance",
+  "kl": "ordering/kl",
+  "heldout_tau": "heldout/tau",
+}
+_TURNS = "rollout/turns_total"
+# Figures that draw no single metric -> title and one line of meaning.
+_OTHERS = {
+  "profile": (
+    "Mean reward of the candidates",
+    "Under the frozen policy; blue is kept: neither too easy nor without"
+    " variance.",
+  ),
+  "reward_turns": (
+    "Mean reward over rollout turns",
+    "What the reward of training cost in sampled actions, the profile"
+    " included.",
+  ),
+  "natural_norm": (
+    "Natural-gradient norm of a group",
+    "Measured, and dotted what the advantages predict; pivots against random"
+    " turns.",
+  ),
+  "natural_reward": (
+    "Natural-gradient norm in reward",
+    "Measured, and dotted the std of the rewards (Theorem 3.2).",
+  ),
+  "natural_captured": (
+    "Captured share",
+    "Measured over predicted norm, of groups with a signal.",
+  ),
+  "success": (
+    "Success before and after",
+    "By suite, with 95 % Wilson intervals.",
+  ),
 }
 _SIDES = {"": _BLUE, "random_": _ORANGE}
 # Figure -> its label, and what it draws of pivots and of random turns.
@@ -35,14 +68,23 @@ _NATURAL = {
 }
 
 
+def describe(figure: str) -> tuple[str, str]:
+  """(title, meaning) of a figure."""
+  if figure in _CURVES:
+    return glossary.describe(_CURVES[figure])
+  return _OTHERS[figure]
+
+
 def figures(run: tables.Run) -> dict[str, bytes]:
   """Name -> PNG, of all figures that the run has data for."""
   found = {}
   if run.profiles:
     found["profile"] = _histogram(run)
-  for name, (metric, label) in _CURVES.items():
+  for name, metric in _CURVES.items():
     if any(metric in row for row in run.metrics):
-      found[name] = _curve(run, metric, label)
+      found[name] = _curve(run, "step", metric)
+  if any(_TURNS in row for row in run.metrics):
+    found["reward_turns"] = _curve(run, _TURNS, "rollout/reward_mean")
   for name, (label, drawn) in _NATURAL.items():
     if any(f"natural/{key}" in row for row in run.metrics for key in drawn):
       found[name] = _natural(run, label, drawn)
@@ -72,10 +114,10 @@ def _histogram(run):
   return _png(figure)
 
 
-def _curve(run, metric, label):
-  rows = [(m["step"], m[metric]) for m in run.metrics if metric in m]
+def _curve(run, over, metric):
+  rows = [(m[over], m[metric]) for m in run.metrics if {over, metric} <= {*m}]
   steps, values = map(np.array, zip(*rows, strict=True))
-  figure, axes = _axes("step", label)
+  figure, axes = _axes(_title(over), _title(metric))
   axes.plot(steps, values, color=_BLUE, alpha=0.3, linewidth=1)
   width = max(1, len(values) // 10)
   smooth = np.convolve(values, np.ones(width) / width, "valid")
@@ -124,12 +166,18 @@ def _success(run):
   return _png(figure)
 
 
+def _title(metric):
+  return "step" if metric == "step" else glossary.describe(metric)[0]
+
+
 def _axes(x, y):
   figure, axes = plt.subplots(figsize=(5.2, 3.2), dpi=120)
   axes.set_xlabel(x)
   axes.set_ylabel(y)
   axes.spines[["top", "right"]].set_visible(False)
   axes.grid(axis="y", alpha=0.25)
+  if x == "step":
+    axes.xaxis.get_major_locator().set_params(integer=True)
   return figure, axes
 
 

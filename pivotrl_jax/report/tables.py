@@ -11,6 +11,7 @@ import numpy as np
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.evaluation import intervals
+from pivotrl_jax.report import glossary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Run:
   profiles: list[types.Profile]
   pivots: list[types.Pivot]
   metrics: list[dict[str, float]]
+  rollouts: list[dict[str, Any]]
   evals: list[dict[str, Any]]
   skipped: list[dict[str, Any]]
 
@@ -49,12 +51,26 @@ def read(workdir: pathlib.Path) -> Run:
     profiles=read_all(records.read_profiles, "profiles.jsonl"),
     pivots=read_all(records.read_pivots, "pivots.jsonl"),
     metrics=rows("metrics.jsonl"),
+    rollouts=rows("rollouts.jsonl"),
     evals=rows("evals.jsonl"),
     skipped=rows("skipped.jsonl"),
   )
 
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+# Title of a table in the report -> one line of what it says.
+MEANINGS = {
+  "Success": "Held-out tasks of the world, and questions outside of it.",
+  "Difference": "On the same tasks and seeds, so that it is paired.",
+  "From trajectories to pivots": (
+    "What the data hold, what the frozen policy makes of it, and what is kept."
+  ),
+  "Natural gradient": (
+    "How much of the predicted signal a small step can take up; (n) are"
+    " measurements."
+  ),
+  "Training": "Means of the first and of the last tenth of the steps.",
+}
 
 
 def success(run: Run) -> Table:
@@ -117,7 +133,7 @@ def difference(run: Run, suite: str) -> tuple[int, float, float, float] | None:
 
 
 def funnel(run: Run) -> Table:
-  """From trajectories to pivots."""
+  """From trajectories to pivots; no more than was profiled."""
   least = run.config["pivots"]["min_std"] ** 2
   judged = [p for p in run.profiles if p.mean is not None]
   flat = [p for p in judged if p.variance <= least]
@@ -126,14 +142,17 @@ def funnel(run: Run) -> Table:
   def share(rows):
     return f"{len(rows)} ({100 * len(rows) / count:.0f} %)"
 
-  return ("step", "count"), [
-    ("trajectories", str(len(run.trajectories))),
-    ("candidates", str(len(run.candidates))),
+  profiled = [
     ("profiled", str(len(run.profiles))),
     ("zero variance: all fail", share([p for p in flat if p.mean == 0])),
     ("zero variance: all alike above 0", share([p for p in flat if p.mean])),
     *_missing(run.profiles),
     ("pivots kept", share(run.pivots)),
+  ]
+  return ("step", "count"), [
+    ("trajectories", str(len(run.trajectories))),
+    ("candidates", str(len(run.candidates))),
+    *(profiled if run.profiles else ()),
     *(
       (f"left out by {stage}: {reason}", str(n))
       for (stage, reason), n in sorted(
@@ -151,13 +170,14 @@ def _missing(profiles):
 
 def training(run: Run) -> Table:
   """First and last values of the curves: means of a tenth of the steps."""
-  head = ("metric", "first", "last")
+  head = ("", "first", "last", "meaning", "metric")
   size = max(1, len(run.metrics) // 10)
   body = []
   for name in sorted({k for m in run.metrics for k in m} - {"step"}):
     values = [m[name] for m in run.metrics if name in m]
-    first, last = values[:size], values[-size:]
-    body.append((name, f"{np.mean(first):.4g}", f"{np.mean(last):.4g}"))
+    first, last = np.mean(values[:size]), np.mean(values[-size:])
+    title, meaning = glossary.describe(name)
+    body.append((title, f"{first:.4g}", f"{last:.4g}", meaning, name))
   return head, body
 
 
@@ -185,6 +205,18 @@ def natural(run: Run) -> Table:
     if cells != ["-"] * len(cells):
       body.append((what, *cells))
   return ("a group's", *NATURAL_SIDES.values()), body
+
+
+def all_tables(run: Run) -> list[tuple[str, Table]]:
+  """Title and table of all that have rows."""
+  found = {
+    "Success": success(run),
+    "Difference": differences(run),
+    "From trajectories to pivots": funnel(run),
+    "Natural gradient": natural(run),
+    "Training": training(run),
+  }
+  return [(title, table) for title, table in found.items() if table[1]]
 
 
 def markdown(table: Table) -> str:

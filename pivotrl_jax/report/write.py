@@ -45,14 +45,13 @@ def _markdown(found, figures):
     )
   else:
     parts.append("No evaluation of a base and a trained policy here.\n")
-  for name, table in (
-    ("Success", tables.success(found)),
-    ("Difference", tables.differences(found)),
-    ("From trajectories to pivots", tables.funnel(found)),
-    ("Natural gradient", tables.natural(found)),
-    ("Training", tables.training(found)),
-  ):
-    if table[1]:
-      parts.append(f"## {name}\n\n{tables.markdown(table)}")
-  parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
+  for title, table in tables.all_tables(found):
+    parts.append(
+      f"## {title}\n\n{tables.MEANINGS[title]}\n\n{tables.markdown(table)}"
+    )
+  for name in figures:
+    title, meaning = plots.describe(name)
+    parts.append(
+      f"### {title}\n\n{meaning}\n\n![{title}](figures/{name}.png)\n"
+    )
   return "\n".join(parts)

@@ -84,8 +84,14 @@ class Checkpoints:
       " other is there: --redo=train starts anew"
     )
 
-  def save(self, step: int, state: Any) -> None:
-    """Starts writing `state` as `step`, once the one before is written."""
+  def save(self, step: int, state: Any, *, turns: int = 0) -> None:
+    """Starts writing `state` as `step`, once the one before is written.
+
+    Args:
+      step: how many were taken.
+      state: after them.
+      turns: rollout turns that were sampled so far.
+    """
     self._wait()
     partial = self._path / f"{step}.partial"
     self._path.mkdir(parents=True, exist_ok=True)
@@ -93,7 +99,7 @@ class Checkpoints:
       self._orbax.save(partial, state)
     except ValueError as error:
       raise _unwritable(partial, error) from error
-    self._saving = self._pool.submit(self._commit, step, partial)
+    self._saving = self._pool.submit(self._commit, step, partial, turns)
 
   def __exit__(self, *_) -> None:
     try:
@@ -107,13 +113,13 @@ class Checkpoints:
       saving, self._saving = self._saving, None
       saving.result()
 
-  def _commit(self, step, partial):
+  def _commit(self, step, partial, turns):
     """Runs in the background."""
     try:
       self._orbax.wait_until_finished()
     except ValueError as error:
       raise _unwritable(partial, error) from error
-    _write_checksums(partial, step, self._policy)
+    _write_checksums(partial, step, self._policy, turns)
     os.rename(partial, self._path / str(step))
     self._note(step)
     for old in steps_of(self._path)[: -self._keep]:
@@ -170,6 +176,18 @@ def contents(place: pathlib.Path) -> str:
   return f"step {found['step']}, {found['sha256'][:16]}"
 
 
+def turns(place: pathlib.Path) -> int:
+  """The rollout turns that were sampled up to a whole checkpoint."""
+  found = _read_checksums(place)
+  if "turns" not in found:
+    logging.warning(
+      "%s: of a version that did not count rollout turns; rollout/turns_total"
+      " counts from here",
+      place,
+    )
+  return found.get("turns", 0)
+
+
 def restore(place: pathlib.Path, state: Any) -> tuple[int, Any]:
   """Step and state of another run's checkpoint.
 
@@ -212,7 +230,7 @@ def find_damage(place: pathlib.Path) -> str | None:
   return None
 
 
-def _write_checksums(place, step, policy):
+def _write_checksums(place, step, policy, turns):
   """Sizes and hashes of all files, which are then on the disk."""
   files = sorted(p for p in place.rglob("*") if p.is_file())
   for file in files:
@@ -221,6 +239,7 @@ def _write_checksums(place, step, policy):
   row = {
     "step": step,
     "policy": policy,
+    "turns": turns,
     "files": {
       file.relative_to(place).as_posix(): [file.stat().st_size, _sha256(file)]
       for file in files

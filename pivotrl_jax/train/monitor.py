@@ -27,8 +27,10 @@ _WINDOW, _DEAD_SHARE = 10, 0.9
 _KNOBS = {
   "no_verdict": "see to config.verifier.judge.url",
   "all_cut_off": "raise config.rollout.max_tokens",
-  "all_fail": "raise config.rollout.group_size or set config.select=difficult",
-  "all_pass": "lower config.pivots.threshold, or config.train.steps",
+  "all_fail": (
+    "raise config.rollout.group_size, or for pivots set config.select=difficult"
+  ),
+  "all_pass": "lower config.train.steps, or for pivots config.pivots.threshold",
   "all_alike": "lower config.train.min_std",
 }
 
@@ -255,12 +257,8 @@ def _watched(config, policy, engine):
     [seeds.row_seed(config.seed, "watch", i) for i in range(len(prompts))],
   )
   return batches.pack(
-    batches.Rows(
-      prompts=prompts,
-      actions=[c.ids for c in sampled],
-      weights=[np.ones(len(c.ids), np.float32) for c in sampled],
-      advantages=np.zeros(len(sampled), np.float32),
-      sampler_log_probs=[c.log_probs for c in sampled],
+    batches.even_rows(
+      prompts, [c.ids for c in sampled], [c.log_probs for c in sampled]
     ),
     batch_tokens=config.train.batch_tokens,
   )

@@ -14,6 +14,7 @@ from pivotrl_jax.data import records
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.losses import natural_gradient
 from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.train import policy_gradient
 from pivotrl_jax.train import sft
 
 Scalars = dict[str, float]
@@ -134,13 +135,9 @@ def _std(rewards):
 
 def score_rows(groups: Sequence[rollouts.Group]) -> batches.Rows:
   """The actions of groups, for their log-probs alone: no advantages."""
-  completions = [c for g in groups for c in g.completions]
-  return batches.Rows(
-    prompts=[g.turn.prompt for g in groups for _ in g.completions],
-    actions=[c.ids for c in completions],
-    weights=[np.ones(len(c.ids), np.float32) for c in completions],
-    advantages=np.zeros(len(completions), np.float32),
-    sampler_log_probs=[c.log_probs for c in completions],
+  return policy_gradient.score_rows(
+    [g.turn.prompt for g in groups for _ in g.completions],
+    [c for g in groups for c in g.completions],
   )
 
 

@@ -154,14 +154,8 @@ def permuted(size: int, seed: int, index: int) -> int:
 
 def rows(chosen: Sequence[Demonstration]) -> batches.Rows:
   """Demonstrations as rows to train on: every action token weighs 1."""
-  actions = [action for _, action in chosen]
-  return batches.Rows(
-    prompts=[prompt for prompt, _ in chosen],
-    actions=actions,
-    weights=[np.ones(len(a), np.float32) for a in actions],
-    advantages=np.zeros(len(actions), np.float32),
-    sampler_log_probs=[np.zeros(len(a), np.float32) for a in actions],
-  )
+  prompts, actions = zip(*chosen, strict=True)
+  return batches.even_rows(prompts, actions)
 
 
 def train_step(log_probs_fn: Any, tx: Any):

@@ -7,6 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# What of a config only Adam reads.
+ADAM = (
+    "train.learning_rate", "train.warmup_steps", "train.weight_decay",
+    "train.clip_norm",
+)  # fmt: skip
+
 
 @flax.struct.dataclass
 class TrainState:

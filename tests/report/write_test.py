@@ -20,7 +20,8 @@ TRAJECTORY = {
 CANDIDATE = {
     "id": "t/0", "trajectory_id": "t", "turn": 0, "num_turns": 1, "prefix": 1,
     "demonstration": {
-        "type": "function_call", "name": "grep", "arguments": "{}",
+        "type": "function_call", "name": "grep",
+        "arguments": "{\"pattern\": \"a|b\"}",
     },
 }  # fmt: skip
 PROFILE = {
@@ -37,6 +38,11 @@ def _rows(policy, wins):
        "seed": 0, "success": i < wins, "turns": 4, "tokens": 50}
       for i in range(20)
   ]  # fmt: skip
+
+
+def _rollout(step, text):
+  return {"step": step, "candidate_id": "t/0", "sample": 0, "text": text,
+          "reward": 1.0, "reason": "none", "advantage": 1.0}  # fmt: skip
 
 
 def _natural(index):
@@ -59,8 +65,20 @@ def workdir(tmp_path):
     "candidates": [CANDIDATE],
     "profiles": [PROFILE],
     "pivots": [pivot],
+    "rollouts": [
+      _rollout(
+        2, '<tool_call>{"name": "late", "arguments": {"a": "b"}}</tool_call>'
+      ),
+      _rollout(3, "</pre><script>alert(3)</script>"),
+      _rollout(3, "</pre><script>alert(3)</script>"),
+    ],
     "metrics": [
-      {"step": i + 1, "rollout/reward_mean": i / 10} | _natural(i)
+      {
+        "step": i + 1,
+        "rollout/reward_mean": i / 10,
+        "rollout/turns_total": 100 + 16 * i,
+      }
+      | _natural(i)
       for i in range(10)
     ],
     "evals": _rows("base", 5) + _rows("trained", 15),
@@ -91,8 +109,14 @@ def test_report(workdir):
   # Random turns: 0 at step 1, 5 / 20 at step 6; captured at one of them.
   assert "| norm, of advantages | 0.500 (2) | 0.125 (2) |" in text
   assert "| captured share | 0.625 (2) | 0.750 (1) |" in text
+  assert "| Mean reward | 0 | 0.9 | Of the step's rollouts;" in text
   html = first["report/report.html"].decode()
-  assert "alert(1)" in html and "alert(2)" in html
+  assert all(f"alert({i})" in html for i in (1, 2, 3))
+  # Side by side: the demonstration, the profile's and the last rollouts.
+  assert "Policy in training, step 3" in html and "late(" not in html
+  assert "× 2" in html and "grep(pattern=&#34;a|b&#34;)" in html
+  for title in ("Mean reward of the candidates", "Mean reward over rollout"):
+    assert title in html and title in text
   assert not re.search(r"<script>alert", html)
   assert not re.search(r'(src|href)="(?!data:)', html)
   assert {"report/figures/profile.png", "report/figures/reward.png",

@@ -1,5 +1,6 @@
 """A checkpoint is whole or not trusted: every kind of damage is said."""
 
+import json
 import os
 import shutil
 
@@ -54,6 +55,19 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path, capfd):
   assert capfd.readouterr().err == ""
 
 
+def test_turns_are_kept_with_a_checkpoint(tmp_path, caplog):
+  with _open(tmp_path) as saved:
+    saved.save(1, _state(1), turns=70)
+  place = tmp_path / "checkpoints" / "1"
+  assert checkpoints.turns(place) == 70 and not caplog.records
+  file = place / "checksums.json"  # Of a version without them.
+  row = json.loads(file.read_text())
+  del row["turns"], row["sha256"]
+  file.write_text(json.dumps(row | {"sha256": checkpoints._of_row(row)}))
+  assert checkpoints.turns(place) == 0
+  assert "did not count rollout turns" in caplog.text
+
+
 def test_none_was_saved(tmp_path):
   assert _restore(tmp_path) is None
 
@@ -70,7 +84,7 @@ def _largest(place):
 
 def _as_step(place, step):
   """A checksum file that says it is of another step, itself consistent."""
-  checkpoints._write_checksums(place, step, "p")
+  checkpoints._write_checksums(place, step, "p", 0)
 
 
 # Damage of checkpoint 2 -> what the line must name.

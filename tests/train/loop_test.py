@@ -17,10 +17,13 @@ from pivotrl_jax import types
 from pivotrl_jax.engines import base
 from pivotrl_jax.models import hf
 from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.report import glossary
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import loop
+from pivotrl_jax.train import policy_gradient
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
+from pivotrl_jax.train.methods import pivotrl
 import reads
 
 
@@ -41,7 +44,10 @@ def _metrics(before, path, method, model, **train):
   shutil.copytree(before, path)
   main.run(_config(method, model, **train), path, ["train"])
   rows = (path / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(row) for row in rows]
+  rows = [json.loads(row) for row in rows]
+  for name in rows[0].keys() - {"step"}:
+    assert glossary.describe(name)[1], name  # What the report says of it.
+  return rows
 
 
 def _alike(names):
@@ -78,7 +84,19 @@ def test_grpo_sharded_and_with_more_updates(tmp_path):
   before = tmp_path / "before"
   stages = ["import", "candidates", "profile", "select"]
   main.run(_config("pivotrl", ""), before, stages)
-  one = _metrics(before, tmp_path / "one", "pivotrl", "")
+  one = _metrics(before, tmp_path / "one", "pivotrl", "", keep_groups=3)
+  # Four samples at each of the candidates, then four groups of four a step,
+  # three of them kept.
+  profiled = 4 * len((before / "profiles.jsonl").read_text().splitlines())
+  assert [row["rollout/turns"] for row in one] == [16, 16]
+  assert [row["rollout/turns_total"] - profiled for row in one] == [16, 32]
+  kept = [
+    json.loads(line)
+    for line in (tmp_path / "one/rollouts.jsonl").read_text().splitlines()
+  ]
+  assert [row["step"] for row in kept] == [1] * 12 + [2] * 12
+  assert len({row["candidate_id"] for row in kept[:12]}) == 3
+  assert [row["sample"] for row in kept] == [0, 1, 2, 3] * 6
   rows = _metrics(
     before, tmp_path / "other", "pivotrl", "", parallel="sharded",
     updates_per_batch=2,
@@ -93,15 +111,11 @@ def test_grpo_sharded_and_with_more_updates(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def imported(small, tmp_path_factory):
-  """A workdir ready for `train`; programs are kept, as in runs of `main`."""
-  folder = tmp_path_factory.mktemp("imported")
-  jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  path = folder / "w"
+def imported(small, programs, tmp_path_factory):
+  """A workdir ready for `train`."""
+  path = tmp_path_factory.mktemp("imported") / "w"
   main.run(_silent(small), path, ["import", "candidates"])
-  yield path
-  jax.config.update("jax_compilation_cache_dir", None)
+  return path
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +233,8 @@ def _group(*samples):
 def _loss(config, group):
   """(loss, its divisor) of a first update on one group, by `grpo_loss`."""
   rewards = np.array([group.rewards], np.float32)
-  kept = loop._kept(config, [group])
-  batch, _ = loop._pack(config, [group], rewards, kept, None)
+  samples = pivotrl.samples_of(config, [group], rewards)
+  batch, _ = policy_gradient.pack(config, samples, None)
   micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
   t = config.train
   _, (sums, _) = step_lib.grpo_loss(
@@ -289,10 +303,10 @@ def test_where_all_is_cut_off_a_step_is_zero_and_says_so(
 
 def test_a_step_logs_the_mean_of_its_updates_and_the_last():
   updates = [{"clipped": np.float32(0.0)}, {"clipped": np.float32(0.5)}]
-  assert loop._over_updates(updates) == {
+  assert policy_gradient.over_updates(updates) == {
     "train/clipped": 0.25, "train/clipped_last": 0.5
   }  # fmt: skip
-  assert loop._over_updates(updates[1:]) == {"train/clipped": 0.5}
+  assert policy_gradient.over_updates(updates[1:]) == {"train/clipped": 0.5}
 
 
 class _Kept:
@@ -301,11 +315,12 @@ class _Kept:
   def __init__(self):
     self.steps, self.rows = [], []
 
-  def save(self, step, state):
-    assert state == step
+  def save(self, step, state, *, turns):
+    assert state == step and turns == 10 + 3 * step
     self.steps.append(step)
 
-  def write(self, step, scalars, *, seconds):
+  def write(self, step, scalars, rollouts, *, seconds):
+    assert scalars["rollout/turns_total"] == 10 + 3 * step
     self.rows.append(step)
 
   def sync(self):
@@ -324,10 +339,10 @@ def test_a_judge_that_is_gone_costs_no_finished_step(first, dies, saved):
   def advance(state, index):
     if index == dies:
       raise errors.InputError("no verdict")
-    return state + 1, {}
+    return state + 1, {"rollout/turns": 3.0}, []
 
   kept = _Kept()
   with pytest.raises(errors.InputError, match="no verdict"):
-    loop._steps(train, first, first, advance, kept, kept)
+    loop._steps(train, first, first, 10 + 3 * first, advance, kept, kept)
   assert kept.steps == saved
   assert kept.rows == list(range(first + 1, dies + 1))

@@ -52,3 +52,27 @@ def test_a_damaged_row_is_named(tmp_path):
   path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(errors.InputError, match="metrics.jsonl:2"):
     _write(tmp_path, 3, [])
+
+
+def test_rollouts_go_on_with_their_step(tmp_path):
+  path = tmp_path / "rollouts.jsonl"
+  with metrics.MetricWriter(tmp_path) as writer:
+    writer.start(0)
+    writer.write(1, {}, seconds=0.1)
+  assert not path.exists()  # Where nothing is sampled.
+  for after in (1, 2):
+    with metrics.MetricWriter(tmp_path) as writer:
+      writer.start(after)
+      for step in (2, 3):
+        if step > after:
+          rows = [{"step": step, "text": "\ud800"}, {"step": step}]
+          writer.write(step, {}, rows, seconds=0.1)
+    with open(path, "a") as out:
+      out.write('{"step": 4, "te')
+  assert _rows_of(path, after=3) == [2, 2, 3, 3]
+
+
+def _rows_of(path, after):
+  with metrics.MetricWriter(path.parent) as writer:
+    writer.start(after)
+  return _rows(path)
