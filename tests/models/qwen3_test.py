@@ -18,6 +18,7 @@ from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import policy
 from pivotrl_jax.models import hf
+from pivotrl_jax.models import mlp
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import step as step_lib
 
@@ -50,7 +51,9 @@ def _whole(shape, params, ids):
 
 
 class GoldenTest(parameterized.TestCase):
-  @parameterized.parameters("qwen3_tied", "qwen3_untied")
+  @parameterized.parameters(
+    "qwen3_tied", "qwen3_untied", "qwen3_moe", "qwen3_moe_raw"
+  )
   def test_logits_and_gradients_are_transformers(self, name):
     config, params, golden = _golden(name)
     shape = qwen3.config_from_hf(config)
@@ -220,12 +223,12 @@ class SwigluTest(absltest.TestCase):
       return nn.silu(gate) * up
 
     chex.assert_trees_all_close(
-      jax.jvp(qwen3._swiglu, primals, tangents),
+      jax.jvp(mlp.swiglu, primals, tangents),
       jax.jvp(plain, primals, tangents),
       rtol=1e-5,
     )
     chex.assert_trees_all_close(
-      jax.vjp(qwen3._swiglu, *primals)[1](tangents[0]),
+      jax.vjp(mlp.swiglu, *primals)[1](tangents[0]),
       jax.vjp(plain, *primals)[1](tangents[0]),
       rtol=1e-5,
     )
