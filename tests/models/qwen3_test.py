@@ -139,7 +139,7 @@ class TreeTest(parameterized.TestCase):
       total, kept = 0.0, []
       for m in range(batch.tries.shape[0]):
         micro = jax.tree.map(lambda x, m=m: x[m], batch)
-        log_probs, _ = log_probs_fn(params, micro)
+        log_probs, *_ = log_probs_fn(params, micro)
         masked = jnp.where(micro.mask > 0, log_probs, 0.0)
         total += (masked * micro.mask * micro.advantages[..., None]).sum()
         kept.append(masked.sum(-1))
