@@ -22,6 +22,8 @@ from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import step as step_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -225,6 +227,11 @@ RULES = {
   "train.batch_tokens": _whole(0),
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
+  "train.expert_parallel": _whole(1),
+  "train.router_aux_loss_coef": _number(0),
+  "train.router_count": _one_of(*step_lib.COUNTS),
+  "train.freeze_router": _FLAG,
+  "train.replay_routes": _FLAG,
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
   "train.log_every": _whole(1),
@@ -293,6 +300,8 @@ def check(config: Any, default: Any = None) -> None:
   """
   check_values(config)
   _check_attention(config.model)
+  if config.train.parallel == "sharded":
+    parallel.mesh(expert_parallel=config.train.expert_parallel)
   if config.method == "pivotrl":
     _warn_of_sampling(config.rollout)
   if default is not None:
@@ -363,6 +372,11 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     config.engine.release and config.engine.name == "jax",
     "engine.release",
     "False, or engine.name=sglang",
+  )
+  yield (
+    t.replay_routes and config.engine.name != "jax",
+    "train.replay_routes",
+    "False, or engine.name=jax: servers are not asked for their routes",
   )
   yield (
     config.engine.stale == "correct" and not t.importance_cap,
@@ -460,6 +474,11 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     "train.updates_per_batch=1",
     ("train.clip_low", "train.clip_high"),
   )
+  yield (
+    t.parallel != "sharded",
+    f"train.parallel={t.parallel}",
+    ("train.expert_parallel",),
+  )
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)
   yield (
@@ -531,6 +550,7 @@ _ONLY_PIVOTRL = (
   "train.kl", "train.kl_coef", "train.loss_norm", "train.importance_cap",
   "train.importance_floor", "train.updates_per_batch", "train.natural_every",
   "train.natural_groups", "train.natural_directions", "train.natural_damping",
+  "train.replay_routes",
 )  # fmt: skip
 _JUDGED = (
   "verifier.terminus_judge.check_twice_swap",

@@ -174,6 +174,7 @@ _SFT = dataclasses.replace(
     "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking", "model",
     "seed", "method", "optimizer", "sft",
     *ADAM, "train.steps", "train.init", "warm_start.steps",
+    "train.router_aux_loss_coef", "train.router_count", "train.freeze_router",
   ),
   # What is watched is sampled by one, and measured by the other.
   but=("rollout", "train.min_std"),
@@ -193,11 +194,16 @@ HARMLESS = (
     "train.keep_checkpoints", "train.log_every", "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
-    "train.parallel", "train.save_every", "train.watch_actions",
+    "train.expert_parallel", "train.parallel", "train.save_every", "train.watch_actions",
     "train.watch_every", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",
+)  # fmt: skip
+
+# What `train` does about routers where one asks for it.
+_ROUTERS = (
+  "train.router_aux_loss_coef", "train.freeze_router", "train.replay_routes",
 )  # fmt: skip
 
 # Inputs that a run may lack: without a warm start, without a world.
@@ -369,6 +375,10 @@ def _idle(config, name):
     idle += ADAM
   else:
     idle.append("natural")
+  # Switches that are off: runs from before there were any have none.
+  idle += [key for key in _ROUTERS if not _value(config, key)]
+  if not config.train.router_aux_loss_coef:
+    idle.append("train.router_count")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start"):
@@ -380,6 +390,10 @@ def _idle(config, name):
   elif name in ("baseline", "evaluate"):
     idle += ["domain", "world"]
   return idle
+
+
+def _value(config, key):
+  return flat(config.to_dict())[key]
 
 
 def _within(key, names):

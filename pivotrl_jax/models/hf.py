@@ -1,6 +1,7 @@
 """Hugging Face directories <-> parameters, by an explicit name map."""
 
 from collections.abc import Callable, Iterator
+import functools
 import itertools
 import json
 import math
@@ -72,8 +73,13 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
     )
   counts = _COUNTS
   if found == [SPARSE]:
-    # As transformers 5 calls it; 4 and SGLang read the former alone.
-    values.setdefault("num_experts", values.get("num_local_experts"))
+    # As transformers 5 writes it; 4 and SGLang read the former alone.
+    local = values.get("num_local_experts")
+    if local != values.setdefault("num_experts", local) and local is not None:
+      raise errors.InputError(
+        f"{file}: num_local_experts {local!r}; expected num_experts"
+        f" {values['num_experts']!r}"
+      )
     values.setdefault("decoder_sparse_step", 1)
     counts += _EXPERT_COUNTS
   for key in counts:
@@ -201,6 +207,11 @@ def load_params(
       node = node.setdefault(key, {})
     node[keys[-1]] = put(keys, _read_array(list(places), config))
   return params
+
+
+def at(tree: Any, keys: tuple[str | int, ...]) -> Any:
+  """What stands at a path of `name_map`, or above it, in a tree."""
+  return functools.reduce(lambda node, key: node[key], keys, tree)
 
 
 def _array_path(keys):
@@ -375,10 +386,8 @@ def _tensors(params, names, dtype):
   held, array = None, None
   for name, keys, transposed, _ in names:
     if _array_path(keys) != held:
-      held, node = _array_path(keys), params
-      for key in held:
-        node = node[key]
-      array = np.asarray(node)
+      held = _array_path(keys)
+      array = np.asarray(at(params, held))
     tensor = array[keys[-1]] if isinstance(keys[-1], int) else array
     tensor = tensor.T if transposed else tensor
     yield name, np.ascontiguousarray(tensor.astype(_DTYPES[dtype]))

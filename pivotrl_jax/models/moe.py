@@ -253,6 +253,12 @@ def _no_sums(experts):
   }  # fmt: skip
 
 
+def is_router(path: Any) -> bool:
+  """Whether a path of a tree ends in that of a router's parameters."""
+  names = [getattr(key, "key", None) for key in path[-3:]]
+  return names == ["mlp", "gate", "kernel"]
+
+
 def stacked(found: Any, layers: Sequence[int], name: str) -> Any:
   """What the layers of a model wrote, of all of them: arrays `[L, ...]`.
 

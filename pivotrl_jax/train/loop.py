@@ -29,6 +29,7 @@ from pivotrl_jax.diagnostics import mismatch
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import moe
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import metrics as metrics_lib
@@ -47,8 +48,8 @@ Advance = Callable[[state_lib.TrainState, int], tuple[Any, dict[str, float]]]
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """pivots.jsonl -> checkpoints/, metrics.jsonl, tb/, export/."""
-  policy = policy_lib.starting(config, workdir)
   t = config.train
+  policy = policy_lib.starting(config, workdir, layout=parallel.layout(t))
   tx = optimizer(config)
   state = state_lib.create(policy.params, tx)
   with (
@@ -118,12 +119,13 @@ def optimizer(config: Any) -> optax.GradientTransformation:
   if config.optimizer == "natural":
     return optax.identity()
   t = config.train
-  return state_lib.optimizer(
+  tx = state_lib.optimizer(
     learning_rate=t.learning_rate,
     warmup_steps=t.warmup_steps,
     weight_decay=t.weight_decay,
     clip_norm=t.clip_norm,
   )
+  return state_lib.frozen(tx, moe.is_router) if t.freeze_router else tx
 
 
 def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
@@ -232,7 +234,8 @@ def _pivotrl(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       return state, scalars | watch.held_out(state.params, index)
     reference_log_probs = np.zeros_like(batch.mask)
     if config.train.kl_coef or watch.measures(index):
-      reference_log_probs = score_batch(reference, batch)
+      # It chooses its own experts.
+      reference_log_probs = score_batch(reference, batch.replace(routes=None))
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       # From the host: a sharded step lays out its inputs itself.
@@ -307,7 +310,12 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
   shape = sft.plan(config, demonstrations, **_layout(config))
   log_probs_fn = sft.log_probs_fn(config, policy.config)
   step, state = _parallel(
-    config, policy, state, sft.train_step(log_probs_fn, tx)
+    config,
+    policy,
+    state,
+    sft.train_step(
+      log_probs_fn, tx, balance=config.train.router_aux_loss_coef
+    ),
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
@@ -325,7 +333,7 @@ def _sft(config, workdir, policy, tx, state) -> tuple[Advance, Any]:
       )  # fmt: skip
     state, metrics, _ = step(state, batch)
     metrics = jax.device_get(metrics)
-    scalars |= {f"train/{k}": float(v) for k, v in metrics.items()}
+    scalars |= _over_updates([metrics])
     return state, scalars | watch.held_out(state.params, index)
 
   return advance, state
@@ -362,12 +370,16 @@ _STILL = ("train/loss", "train/grad_norm", "train/update_norm")
 
 def _over_updates(updates):
   """`train/` scalars of a step: the mean over its updates, and the last's."""
+
+  def name(key):  # Routers' have their own place.
+    return key if "/" in key else f"train/{key}"
+
   scalars = {
-    f"train/{k}": float(np.mean([u[k] for u in updates], dtype=np.float64))
+    name(k): float(np.mean([u[k] for u in updates], dtype=np.float64))
     for k in updates[0]
   }
   if len(updates) > 1:
-    scalars |= {f"train/{k}_last": float(v) for k, v in updates[-1].items()}
+    scalars |= {f"{name(k)}_last": float(v) for k, v in updates[-1].items()}
   return scalars
 
 
@@ -434,6 +446,7 @@ def _pack(config, groups, rewards, kept, shape):
       weights=[weights[i, : lengths[i]] for i in rows],
       advantages=advantages[rows],
       sampler_log_probs=[completions[i].log_probs for i in rows],
+      routes=_routes(config, [completions[i] for i in rows]),
     ),
     shape,
   )
@@ -443,6 +456,12 @@ def _pack(config, groups, rewards, kept, shape):
   places = np.full(len(live), -1)
   places[rows] = at
   return batch, places
+
+
+def _routes(config, completions):
+  """The experts of the sampled tokens, where they are replayed."""
+  given = config.train.replay_routes and [c.routes for c in completions]
+  return given if given and given[0] is not None else None
 
 
 def _mismatch(config, index, groups, gap, places):
@@ -499,8 +518,11 @@ def _grpo_step(config, policy, log_probs_fn, tx):
     importance_floor=t.importance_floor,
     reject_gap=t.reject_gap,
   )
+  balance = t.router_aux_loss_coef
   if config.optimizer == "adam":
-    return functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx)
+    return functools.partial(
+      step_lib.train_step, loss_fn=loss_fn, tx=tx, balance=balance
+    )
   return functools.partial(
     natural.train_step,
     loss_fn=loss_fn,
@@ -512,6 +534,7 @@ def _grpo_step(config, policy, log_probs_fn, tx):
     iterations=n.iterations,
     max_kl=n.max_kl,
     tries=n.tries,
+    balance=balance,
   )
 
 
@@ -539,7 +562,8 @@ def _in_both_modes(config, policy):
 def _parallel(config, policy, state, step):
   """The wrapper that `config.train.parallel` names, and the state for it."""
   if config.train.parallel == "sharded":
-    return parallel.sharded(step, state, policy.config, parallel.mesh())
+    mesh = parallel.mesh(expert_parallel=config.train.expert_parallel)
+    return parallel.sharded(step, state, policy.config, mesh)
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
   return wrap[config.train.parallel](step), state
 

@@ -1,0 +1,122 @@
+"""Steps of a mixture of experts: one update however they are computed."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from pivotrl_jax import errors
+from pivotrl_jax.data import batches
+from pivotrl_jax.models import moe
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import natural
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
+
+TINY = qwen3.Config(
+  64, 16, 48, 2, 2, 1, 8, tie_word_embeddings=True, num_experts=4,
+  num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True,
+)  # fmt: skip
+BALANCE = 0.3
+
+
+@pytest.fixture(scope="module")
+def params():
+  boxed = qwen3.init_params(TINY, jax.random.key(0))
+  # Wider than at the start of training, so that no two experts nearly tie.
+  return jax.tree.map(lambda x: 6 * x, nn.unbox(boxed))
+
+
+@pytest.fixture(scope="module")
+def rows():
+  """16 rows on 4 prompts, with routes drawn at random."""
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, 64, n).astype(np.int32) for n in (9, 5, 12, 7)]
+  lengths = rng.integers(1, 6, 16)
+  return batches.Rows(
+    prompts=[p for p in prompts for _ in range(4)],
+    actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
+    weights=[np.ones(n, np.float32) for n in lengths],
+    advantages=rng.normal(size=16).astype(np.float32),
+    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
+    routes=[
+      rng.permuted(np.tile(np.arange(4), (n, 2, 1)), axis=-1)[..., :2]
+      .astype(np.int16)
+      for n in lengths
+    ],
+  )  # fmt: skip
+
+
+def _step(*, count="rows", frozen=False, tx=None, **options):
+  log_probs = functools.partial(
+    step_lib.policy_log_probs,
+    # One body of attention, that compiles fast: others have their own laws.
+    qwen3.Qwen3(TINY, attention="dense", freeze_router=frozen),
+    chunk=16,
+    count=count,
+  )
+  loss = functools.partial(
+      step_lib.grpo_loss, log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2,
+      kl="k3", kl_coef=0.0, loss_norm="token", importance_cap=0.0,
+      importance_floor=0.0,
+  )  # fmt: skip
+  # SGD: Adam would blow rounding of a zero gradient up to a whole step.
+  return functools.partial(
+    step_lib.train_step, loss_fn=loss, tx=tx or optax.sgd(0.1),
+    **{"balance": BALANCE} | options,
+  )  # fmt: skip
+
+
+def _state(params, tx=None):
+  return state_lib.create(params, tx or optax.sgd(0.1))
+
+
+def _result(out):
+  state, metrics, _ = out
+  return jax.device_get((state.params, metrics))
+
+
+@pytest.fixture(scope="module")
+def reference(params, rows):
+  batch, _ = batches.pack(rows, batch_tokens=64)
+  return _result(jax.jit(_step())(_state(params), batch))
+
+
+def test_the_step_is_one_of_routers(reference):
+  _, metrics = reference
+  assert metrics["router/disagreement"] > 0.1
+  assert metrics["router/load_max"] > 1 > metrics["router/load_min"]
+
+
+@pytest.mark.parametrize("layout", [{"micro_batches": 3}, {"batch_tokens": 16}])
+def test_accumulated(reference, params, rows, layout):
+  batch, _ = batches.pack(rows, **layout)
+  assert np.count_nonzero(batch.mask.any((1, 2, 3))) > 1
+  got = _result(jax.jit(_step())(_state(params), batch))
+  chex.assert_trees_all_close(got, reference, atol=1e-5)
+
+
+def test_pmap(reference, params, rows):
+  batch, _ = batches.pack(rows, multiple_of=8)
+  got = _result(parallel.pmapped(_step())(_state(params), batch))
+  chex.assert_trees_all_close(got, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "shape", [(1, 1), (1, 4), (2, 2)], ids=lambda s: f"model{s[0]}expert{s[1]}"
+)
+def test_sharded(reference, params, rows, shape):
+  batch, _ = batches.pack(rows, multiple_of=8)
+  mesh = parallel.mesh(*shape)
+  run, state = parallel.sharded(_step(), _state(params), TINY, mesh)
+  kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
+  part = kernel.addressable_shards[0].data.size
+  assert part * mesh.size == kernel.size
+  chex.assert_trees_all_close(
+    _result(run(state, batch)), reference, atol=1e-5
+  )
