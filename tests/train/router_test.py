@@ -120,3 +120,80 @@ def test_sharded(reference, params, rows, shape):
   chex.assert_trees_all_close(
     _result(run(state, batch)), reference, atol=1e-5
   )
+
+
+def test_the_load_of_the_whole_batch_balances(reference, params, rows):
+  """The gradient is that of the loss and of `moe.balance_loss` beside it."""
+  batch, _ = batches.pack(rows, batch_tokens=64)
+  micro = jax.tree.map(lambda x: x[0], batch)
+  loss_fn = _step().keywords["loss_fn"]
+
+  def whole(params):
+    loss, (sums, _) = loss_fn(params, micro)
+    log_probs_fn = loss_fn.keywords["log_probs_fn"]
+    router = log_probs_fn(params, micro)[2]
+    return loss / sums["weight"] + BALANCE * moe.balance_loss(router)
+
+  grads = jax.jit(jax.grad(whole))(params)
+  want = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+  chex.assert_trees_all_close(reference[0], jax.device_get(want), atol=1e-5)
+
+
+def test_a_frozen_router_stays_as_it_is_and_so_do_its_moments(params, rows):
+  tx = state_lib.optimizer(
+    learning_rate=0.1, warmup_steps=0, weight_decay=0.1, clip_norm=1.0
+  )
+  batch, _ = batches.pack(rows, batch_tokens=64)
+  state = _state(params, tx)
+  # As a run that was not frozen left them.
+  state = state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+  step = _step(frozen=True, tx=state_lib.frozen(tx, moe.is_router))
+  after, metrics, _ = jax.jit(step)(state, batch)
+
+  def moved(path, before, after):
+    if moe.is_router(path):
+      np.testing.assert_array_equal(before, after)
+    return float(np.abs(after - before).max())
+
+  changed = jax.tree_util.tree_map_with_path(moved, state, after)
+  assert moe.is_router(
+    (jax.tree_util.DictKey("mlp"), jax.tree_util.DictKey("gate"),
+     jax.tree_util.DictKey("kernel"))
+  )  # fmt: skip
+  layer = changed.params["layers_0"]["mlp"]
+  assert layer["gate"]["kernel"] == 0.0
+  assert min(layer["experts"].values()) > 0.0
+  assert metrics["grad_norm"] > 0.0
+
+
+@pytest.fixture(scope="module")
+def natural_step():
+  step, model = _step(), qwen3.Qwen3(TINY, attention="dense")
+  return functools.partial(
+    natural.train_step, loss_fn=step.keywords["loss_fn"], model=model,
+    chunk=16, temperature=1.0, learning_rate=1.0, damping=0.1, iterations=2,
+    max_kl=1e-2, tries=1,
+  )  # fmt: skip
+
+
+def test_natural_steps_are_the_same_over_shared_experts(
+  natural_step, params, rows
+):
+  """Forward over reverse mode, through grouped products and their mesh."""
+  state = state_lib.create(params, optax.identity())
+  batch, _ = batches.pack(rows, multiple_of=8)
+  batch = natural.NaturalBatch(batch, batch)
+  want, metrics, _ = jax.jit(natural_step)(state, batch)
+  assert 0.0 < metrics["natural_kl_measured"] <= 1e-2
+  run, laid_out = parallel.sharded(
+    natural_step, state, TINY, parallel.mesh(1, 4)
+  )
+  got, _, _ = run(laid_out, batch)
+  chex.assert_trees_all_close(
+    jax.device_get(got.params), jax.device_get(want.params), atol=1e-5
+  )
+
+
+def test_devices_that_cannot_be_divided():
+  with pytest.raises(errors.InputError, match="expert_parallel: 3, on 8 dev"):
+    parallel.mesh(1, 3)
