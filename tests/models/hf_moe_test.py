@@ -1,9 +1,7 @@
 """Checkpoints with experts: read and written one array after the other."""
 
 import json
-import os
 import shutil
-import subprocess
 import tracemalloc
 
 import jax
@@ -178,44 +176,3 @@ def test_as_transformers_5_names_the_count(checkpoint, tmp_path):
   config |= {"num_local_experts": 6, "mlp_only_layers": None}
   (path / "config.json").write_text(json.dumps(config))
   assert hf.read_config(path)["num_experts"] == 6
-
-
-_GREEDY = """
-import json, sys, torch, transformers
-model = transformers.AutoModelForCausalLM.from_pretrained(
-  sys.argv[1], dtype=torch.float32)
-for ids in json.load(sys.stdin):
-  out = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False,
-                       eos_token_id=None, pad_token_id=0)
-  print(json.dumps(out[0, len(ids):].tolist()))
-"""
-
-
-@pytest.mark.skipif(
-  "PIVOTRL_TORCH_PYTHON" not in os.environ,
-  reason="set PIVOTRL_TORCH_PYTHON to a Python with torch and transformers",
-)
-def test_transformers_continues_alike(tmp_path):
-  """Greedy tokens of an export, in shards, are the sampler's."""
-  from pivotrl_jax.engines import base
-  from pivotrl_jax.engines import jax_sampler
-
-  _write(tmp_path / "model", _CONFIG)
-  loaded = policy.load(tmp_path / "model")
-  export = tmp_path / "export"
-  hf.save(
-    export, loaded.params, loaded.hf_config, loaded.path, shard_bytes=100_000
-  )
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 2048, n).astype(np.int32) for n in (5, 17, 40)]
-  engine = jax_sampler.JaxSampler(loaded.config)
-  engine.load(policy.load(export).params, "")
-  sampling = base.SamplingParams(max_tokens=24, stop_ids=(), temperature=0.0)
-  done = subprocess.run(
-    [os.environ["PIVOTRL_TORCH_PYTHON"], "-c", _GREEDY, str(export)],
-    input=json.dumps([p.tolist() for p in prompts]),
-    capture_output=True, text=True, check=True,
-  )  # fmt: skip
-  want = [json.loads(line) for line in done.stdout.splitlines()]
-  got = [c.ids.tolist() for c in engine.sample(prompts, sampling, [0, 0, 0])]
-  assert got == want
