@@ -229,9 +229,8 @@ def _read_array(places, config):
     tensor = _read_tensor(file, name, transposed)
     if stack is None:
       stack = np.empty((config["num_experts"], *tensor.shape), tensor.dtype)
-    # Exporters may store some experts wider than others.
-    if tensor.dtype.itemsize > stack.dtype.itemsize:
-      stack = stack.astype(tensor.dtype)
+    if tensor.dtype != stack.dtype:  # Some may be stored wider than others.
+      stack = stack.astype(np.float32, copy=False)
     stack[keys[-1]] = tensor
   return stack
 

@@ -26,7 +26,7 @@ SAMPLING = base.SamplingParams(max_tokens=9, stop_ids=tuple(range(6)))
 def params():
   boxed = qwen3.init_params(TINY, jax.random.key(0))
   # Wider than at the start of training, so that no two experts nearly tie.
-  return jax.tree.map(lambda x: 6 * x, nn.unbox(boxed))
+  return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(boxed))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ BALANCE = 0.3
 def params():
   boxed = qwen3.init_params(TINY, jax.random.key(0))
   # Wider than at the start of training, so that no two experts nearly tie.
-  return jax.tree.map(lambda x: 6 * x, nn.unbox(boxed))
+  return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(boxed))
 
 
 @pytest.fixture(scope="module")
