@@ -153,7 +153,9 @@ def _check_experts(train, path, shape):
         ", ".join(idle),
         path,
       )
-  elif train.parallel == "sharded" and shape.num_experts % train.expert_parallel:
+  elif (
+    train.parallel == "sharded" and shape.num_experts % train.expert_parallel
+  ):
     raise errors.InputError(
       f"--config.train.expert_parallel: {train.expert_parallel}; expected a"
       f" divisor of num_experts {shape.num_experts} of {path}"

@@ -42,9 +42,7 @@ def product(
     return _by_blocks(rows, matrices, sizes)
   used = jnp.arange(len(rows)) < sizes.sum()
   # Selected on both sides: what stands behind the groups may be anything.
-  found = jax.lax.ragged_dot(
-    jnp.where(used[:, None], rows, 0), matrices, sizes
-  )
+  found = jax.lax.ragged_dot(jnp.where(used[:, None], rows, 0), matrices, sizes)
   return jnp.where(used[:, None], found, 0)
 
 

@@ -206,9 +206,7 @@ def _sharded(mesh, x, routes, weights, matrices):
     found = _dispatch(*gathered, matrices, first=first)
     if model:
       found = jax.lax.psum(found, model)
-    return jax.lax.psum_scatter(
-      found, EXPERT, scatter_dimension=0, tiled=True
-    )
+    return jax.lax.psum_scatter(found, EXPERT, scatter_dimension=0, tiled=True)
 
   return jax.shard_map(
     each,

@@ -252,9 +252,7 @@ class Layer(nn.Module):
     trie, kv = self.trie(
       trie, ropes[0], layout.ends, last=last, tokens=tokens[0]
     )
-    return trie, self.branches(
-      branch, ropes[1], kv, layout, reach, tokens[1]
-    )
+    return trie, self.branches(branch, ropes[1], kv, layout, reach, tokens[1])
 
   def prefill(self, x, rope, pool, places, ends, *, last):
     """The next hidden states of some tokens, and the pool with their KV.

@@ -175,7 +175,7 @@ def train_step(log_probs_fn: Any, tx: Any, *, balance: float = 0.0):
 
 
 def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
-  """`step.policy_log_probs` of the policy of a run: `(params, micro) -> ...`."""
+  """`step.policy_log_probs` of the policy of a run, of (params, micro)."""
   return functools.partial(
     step_lib.policy_log_probs,
     model(config, shape, config.model.attention),

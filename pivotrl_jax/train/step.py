@@ -271,9 +271,11 @@ def router_tokens(
   if count == "rows":
     # Branches that leave the trie before a place, and at most at the last.
     at = jnp.where(first, layout.past + 1, 0)
-    hits = jnp.zeros((len(at), micro.tries.shape[1] + 1)).at[
-      jnp.arange(len(at))[:, None], at
-    ].add(first.astype(jnp.float32))
+    hits = (
+      jnp.zeros((len(at), micro.tries.shape[1] + 1))
+      .at[jnp.arange(len(at))[:, None], at]
+      .add(first.astype(jnp.float32))
+    )
     before = jnp.cumsum(hits, 1)
     end = jnp.take_along_axis(before, layout.ends, 1)
     trie = jnp.where(layout.ends > 0, end - before[:, :-1], 0.0)

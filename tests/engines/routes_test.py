@@ -82,7 +82,9 @@ def test_replayed_routes_are_the_trainers_own(completions, prompts, score):
   for row, c in zip(log_probs, completions, strict=True):
     np.testing.assert_allclose(row[: len(c.ids)], c.log_probs, atol=1e-4)
   # Two experts a token, in each of two layers.
-  assert router["given"].tolist() == [2 * sum(len(c.ids) for c in completions)] * 2
+  assert (
+    router["given"].tolist() == [2 * sum(len(c.ids) for c in completions)] * 2
+  )
   assert moe.statistics(router)["router/disagreement"] == 0.0
 
 

@@ -30,8 +30,7 @@ def _naive(sizes):
 
   def product(rows, matrices):
     parts = [
-      rows[a:b] @ m
-      for a, b, m in zip(ends, ends[1:], matrices, strict=False)
+      rows[a:b] @ m for a, b, m in zip(ends, ends[1:], matrices, strict=False)
     ]
     parts.append(jnp.zeros((len(rows) - ends[-1], matrices.shape[2])))
     return jnp.concatenate(parts)
@@ -41,9 +40,7 @@ def _naive(sizes):
 
 def _fisher(function, rows, matrices):
   """Forward mode, then the transpose of the same."""
-  _, push = jax.linearize(
-    lambda *x: jnp.tanh(function(*x)), rows, matrices
-  )
+  _, push = jax.linearize(lambda *x: jnp.tanh(function(*x)), rows, matrices)
   along = push(0.5 * rows, -matrices)
   return along, jax.linear_transpose(push, rows, matrices)(along)
 

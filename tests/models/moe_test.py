@@ -70,7 +70,9 @@ def test_all_tokens_may_choose_one_expert():
   x = jnp.abs(x)
   params["gate"]["kernel"] = jnp.zeros((8, 4)).at[:, 2].set(5.0)
   out, found = layer.apply({"params": params}, x, mutable=[moe.SUMS])
-  np.testing.assert_array_equal(found[moe.SUMS]["sums"]["chosen"], [0, 0, 10, 0])
+  np.testing.assert_array_equal(
+    found[moe.SUMS]["sums"]["chosen"], [0, 0, 10, 0]
+  )
   routes = np.full((2, 5, 1), 2)
   want = _naive(params, np.asarray(x, np.float64), routes)
   np.testing.assert_allclose(out, want, atol=1e-4)
@@ -91,9 +93,7 @@ def test_given_routes_are_weighed_by_the_routers_own_scores():
   want = _naive(params, np.asarray(x, np.float64), routes)
   np.testing.assert_allclose(out, want, atol=1e-4)
   sums = found[moe.SUMS]["sums"]
-  apart = sum(
-    r not in own[at] for at in np.ndindex(2, 5) for r in routes[at]
-  )
+  apart = sum(r not in own[at] for at in np.ndindex(2, 5) for r in routes[at])
   assert apart > 0
   assert (sums["given"], sums["disagreed"]) == (18, apart)
 
@@ -213,9 +213,9 @@ def _sums(params, rows, shape=None, count="rows"):
     found, grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
     return (found[0], grads, found[1][1]), found[1][0]
 
-  total, kept = jax.jit(
-    functools.partial(step_lib.over_micro_batches, one)
-  )(batch)
+  total, kept = jax.jit(functools.partial(step_lib.over_micro_batches, one))(
+    batch
+  )
   return *total, np.asarray(kept).reshape(-1)[places]
 
 

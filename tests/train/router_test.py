@@ -117,9 +117,7 @@ def test_sharded(reference, params, rows, shape):
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
   part = kernel.addressable_shards[0].data.size
   assert part * mesh.size == kernel.size
-  chex.assert_trees_all_close(
-    _result(run(state, batch)), reference, atol=1e-5
-  )
+  chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-5)
 
 
 def test_the_load_of_the_whole_batch_balances(reference, params, rows):
@@ -146,7 +144,9 @@ def test_a_frozen_router_stays_as_it_is_and_so_do_its_moments(params, rows):
   batch, _ = batches.pack(rows, batch_tokens=64)
   state = _state(params, tx)
   # As a run that was not frozen left them.
-  state = state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+  state = state.replace(
+    opt_state=jax.tree.map(lambda x: x + 1, state.opt_state)
+  )
   step = _step(frozen=True, tx=state_lib.frozen(tx, moe.is_router))
   after, metrics, _ = jax.jit(step)(state, batch)
 
