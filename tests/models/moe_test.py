@@ -272,7 +272,7 @@ def test_order_and_packing_change_nothing(params, rows, in_a_trie):
 @pytest.mark.parametrize("count", step_lib.COUNTS)
 def test_tokens_count_as_often_as_rows_have_them_or_once(rows, count):
   batch, _ = batches.pack(rows, batch_tokens=64)
-  micro = jax.tree.map(lambda x: x[0], batch)
+  micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
   assert batch.mask[1:].sum() == 0
   inputs, _, layout = step_lib.branch_inputs(micro)
   trie, branch = step_lib.router_tokens(micro, inputs, layout, count=count)

@@ -5,6 +5,7 @@ import functools
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -123,7 +124,7 @@ def test_sharded(reference, params, rows, shape):
 def test_the_load_of_the_whole_batch_balances(reference, params, rows):
   """The gradient is that of the loss and of `moe.balance_loss` beside it."""
   batch, _ = batches.pack(rows, batch_tokens=64)
-  micro = jax.tree.map(lambda x: x[0], batch)
+  micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
   loss_fn = _step().keywords["loss_fn"]
 
   def whole(params):
