@@ -11,8 +11,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pivotrl_jax.models import attention_xla
-
 BODIES = ("auto", "blocks", "ragged")
 _LEAST, _MOST = 8, 256  # Rows of a block.
 
@@ -22,7 +20,7 @@ def product(
 ) -> jax.Array:
   """Each row times the matrix of its group.
 
-  Differentiable in both modes, in rows and matrices.
+  Differentiable in both modes, in rows and in matrices.
 
   Args:
     rows: `[M, D]`, those of the first group first.
@@ -53,23 +51,23 @@ def _by_blocks(rows, matrices, sizes):
 
 @_by_blocks.defjvp
 def _by_blocks_jvp(primals, tangents):
-  def forward(saved, moved):
-    rows, matrices, sizes = saved
-    return _products(moved[0], matrices, sizes, over=1) + _products(
-      rows, moved[1], sizes, over=1
-    )
-
-  def backward(saved, cotangent):
-    rows, matrices, sizes = saved
-    return (
-      _products(cotangent, matrices, sizes, over=2),
-      _outer(rows, cotangent, sizes).astype(matrices.dtype),
-    )
-
-  out = _by_blocks(*primals)
-  return attention_xla.with_derivatives(
-    out, primals, tangents[:2], forward=forward, backward=backward
+  # Two calls, as only one of the two may be differentiated.
+  rows, matrices, sizes = primals
+  of_rows = jax.custom_derivatives.linear_call(
+    lambda saved, moved: _products(moved, *saved, over=1),
+    lambda saved, cotangent: _products(cotangent, *saved, over=2),
+    (matrices, sizes),
+    tangents[0],
   )
+  of_matrices = jax.custom_derivatives.linear_call(
+    lambda saved, moved: _products(saved[0], moved, saved[1], over=1),
+    lambda saved, cotangent: _outer(saved[0], cotangent, saved[1]).astype(
+      matrices.dtype
+    ),
+    (rows, sizes),
+    tangents[1],
+  )
+  return _by_blocks(*primals), of_rows + of_matrices
 
 
 def _products(rows, matrices, sizes, *, over):

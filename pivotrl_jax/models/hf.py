@@ -18,7 +18,7 @@ import safetensors.numpy
 from pivotrl_jax import errors
 from pivotrl_jax.models import qwen3
 
-DENSE, SPARSE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
+DENSE, SPARSE = qwen3.DENSE, qwen3.SPARSE
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TEMPLATE = "chat_template.jinja"
 _NAMED_TEMPLATES = "additional_chat_templates"

@@ -33,6 +33,10 @@ from pivotrl_jax.models import mlp
 from pivotrl_jax.models import moe
 
 
+# Architectures, as a config.json names them.
+DENSE, SPARSE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """The shape of a Qwen3, in the words of a Hugging Face config.json."""
@@ -85,6 +89,16 @@ def config_from_hf(values: dict[str, Any]) -> Config:
   rope = values.get("rope_parameters") or {}
   theta = rope.get("rope_theta", values.get("rope_theta", Config.rope_theta))
   heads = values["num_attention_heads"]
+  experts = {}
+  if values.get("architectures") == [SPARSE]:
+    experts = {
+      "num_experts": values["num_experts"],
+      "num_experts_per_tok": values["num_experts_per_tok"],
+      "moe_intermediate_size": values["moe_intermediate_size"],
+      "norm_topk_prob": values["norm_topk_prob"],
+      "mlp_only_layers": tuple(values.get("mlp_only_layers") or ()),
+      "decoder_sparse_step": values["decoder_sparse_step"],
+    }
   return Config(
     vocab_size=values["vocab_size"],
     hidden_size=values["hidden_size"],
@@ -96,12 +110,7 @@ def config_from_hf(values: dict[str, Any]) -> Config:
     rms_norm_eps=values.get("rms_norm_eps", Config.rms_norm_eps),
     rope_theta=float(theta),
     tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
-    num_experts=values.get("num_experts", 0),
-    num_experts_per_tok=values.get("num_experts_per_tok", 0),
-    moe_intermediate_size=values.get("moe_intermediate_size", 0),
-    norm_topk_prob=values.get("norm_topk_prob", False),
-    mlp_only_layers=tuple(values.get("mlp_only_layers") or ()),
-    decoder_sparse_step=values.get("decoder_sparse_step", 1),
+    **experts,
   )
 
 

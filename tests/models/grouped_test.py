@@ -60,6 +60,20 @@ def test_products_and_derivatives(name, body):
 
 
 @pytest.mark.parametrize("body", ["blocks", "ragged"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_the_two_may_be_differentiated(which, body):
+  *given, sizes = _given((2, 7))
+  product, naive = (
+    jax.grad(lambda *x, f=f: jnp.tanh(f(*x)).sum(), which)(*given)
+    for f in (
+      lambda *x: grouped.product(*x, sizes, body=body),
+      _naive((2, 7)),
+    )
+  )
+  np.testing.assert_allclose(product, naive, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", ["blocks", "ragged"])
 def test_rows_behind_the_groups_may_hold_anything(body):
   rows, matrices, sizes = _given((2, 7))
   rows[9:] = np.nan

@@ -257,7 +257,7 @@ def test_order_and_packing_change_nothing(params, rows, in_a_trie):
       for name in ("prompts", "actions", "weights")
     ),
     advantages=rows.advantages[order],
-    sampler_log_probs=rows.sampler_log_probs,
+    sampler_log_probs=[rows.sampler_log_probs[i] for i in order],
   )
   lengths = np.array([len(a) for a in moved.actions])
   shape = batches.plan(
