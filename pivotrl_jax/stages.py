@@ -80,7 +80,7 @@ STAGES = {
     "pivotrl_jax.train.sft:run_warm_start",
     config=(
       "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking",
-      "model", "warm_start", "sft", "seed",
+      "model", "warm_start", "sft", "seed", "train.freeze_router",
     ),
     inputs=("trajectories.jsonl", "candidates.jsonl"),
     outputs=("warm_start",),
