@@ -53,13 +53,14 @@ def rows():
   )  # fmt: skip
 
 
-def _step(*, count="rows", frozen=False, tx=None, **options):
+def _model(**options):
+  # A body of attention that compiles fast: others have their own laws.
+  return qwen3.Qwen3(TINY, **{"attention": "dense"} | options)
+
+
+def _step(model=None, *, tx=None, **options):
   log_probs = functools.partial(
-    step_lib.policy_log_probs,
-    # One body of attention, that compiles fast: others have their own laws.
-    qwen3.Qwen3(TINY, attention="dense", freeze_router=frozen),
-    chunk=16,
-    count=count,
+    step_lib.policy_log_probs, model or _model(), chunk=16
   )
   loss = functools.partial(
       step_lib.grpo_loss, log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2,
@@ -98,7 +99,9 @@ def test_the_step_is_one_of_routers(reference):
 def test_accumulated(reference, params, rows, layout):
   batch, _ = batches.pack(rows, **layout)
   assert np.count_nonzero(batch.mask.any((1, 2, 3))) > 1
-  got = _result(jax.jit(_step())(_state(params), batch))
+  # Layers computed again in the backward pass say once what routers did.
+  step = _step(_model(remat="batch_tokens" in layout))
+  got = _result(jax.jit(step)(_state(params), batch))
   chex.assert_trees_all_close(got, reference, atol=1e-5)
 
 
@@ -109,12 +112,13 @@ def test_pmap(reference, params, rows):
 
 
 @pytest.mark.parametrize(
-  "shape", [(1, 1), (1, 4), (2, 2)], ids=lambda s: f"model{s[0]}expert{s[1]}"
+  ("model", "expert", "attention"), [(1, 4, "dense"), (2, 2, "pallas")]
 )
-def test_sharded(reference, params, rows, shape):
+def test_sharded(reference, params, rows, model, expert, attention):
   batch, _ = batches.pack(rows, multiple_of=8)
-  mesh = parallel.mesh(*shape)
-  run, state = parallel.sharded(_step(), _state(params), TINY, mesh)
+  mesh = parallel.mesh(model, expert)
+  step = _step(_model(attention=attention))
+  run, state = parallel.sharded(step, _state(params), TINY, mesh)
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
   part = kernel.addressable_shards[0].data.size
   assert part * mesh.size == kernel.size
@@ -148,7 +152,9 @@ def test_a_frozen_router_stays_as_it_is_and_so_do_its_moments(params, rows):
   state = state.replace(
     opt_state=jax.tree.map(lambda x: x + 1, state.opt_state)
   )
-  step = _step(frozen=True, tx=state_lib.frozen(tx, moe.is_router))
+  step = _step(
+    _model(freeze_router=True), tx=state_lib.frozen(tx, moe.is_router)
+  )
   after, metrics, _ = jax.jit(step)(state, batch)
 
   def moved(path, before, after):
@@ -169,9 +175,8 @@ def test_a_frozen_router_stays_as_it_is_and_so_do_its_moments(params, rows):
 
 @pytest.fixture(scope="module")
 def natural_step():
-  step, model = _step(), qwen3.Qwen3(TINY, attention="dense")
   return functools.partial(
-    natural.train_step, loss_fn=step.keywords["loss_fn"], model=model,
+    natural.train_step, loss_fn=_step().keywords["loss_fn"], model=_model(),
     chunk=16, temperature=1.0, learning_rate=1.0, damping=0.1, iterations=2,
     max_kl=1e-2, tries=1,
   )  # fmt: skip
