@@ -86,10 +86,14 @@ def sharded(
   )
 
   def wrapped(state, batch):
+    # Of the batch too some may lie elsewhere: what the reference says of it.
+    batch = jax.device_put(batch, by_tree)
+    if not config.sparse_layers:
+      return run(state, batch)
     with jax.set_mesh(mesh):  # Experts find it there.
       return run(state, batch)
 
-  return wrapped if config.sparse_layers else run, jax.device_put(state, layout)
+  return wrapped, jax.device_put(state, layout)
 
 
 def mesh(model_parallel: int = 1, expert_parallel: int = 1) -> Mesh:
