@@ -1,6 +1,10 @@
-"""Steps of a mixture of experts: one update however they are computed."""
+"""Steps of a mixture of experts: one update however they are computed.
+
+What takes longest to compile runs where $PIVOTRL_MOE is set.
+"""
 
 import functools
+import os
 
 import chex
 import flax.linen as nn
@@ -24,6 +28,9 @@ TINY = qwen3.Config(
   num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True,
 )  # fmt: skip
 BALANCE = 0.3
+SLOW = pytest.mark.skipif(
+  "PIVOTRL_MOE" not in os.environ, reason="set PIVOTRL_MOE=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,10 @@ def test_the_step_is_one_of_routers(reference):
   assert metrics["router/load_max"] > 1 > metrics["router/load_min"]
 
 
-@pytest.mark.parametrize("layout", [{"micro_batches": 3}, {"batch_tokens": 16}])
+@pytest.mark.parametrize(
+  "layout",
+  [pytest.param({"micro_batches": 3}, marks=SLOW), {"batch_tokens": 16}],
+)
 def test_accumulated(reference, params, rows, layout):
   batch, _ = batches.pack(rows, **layout)
   assert np.count_nonzero(batch.mask.any((1, 2, 3))) > 1
@@ -112,7 +122,8 @@ def test_pmap(reference, params, rows):
 
 
 @pytest.mark.parametrize(
-  ("model", "expert", "attention"), [(1, 4, "dense"), (2, 2, "pallas")]
+  ("model", "expert", "attention"),
+  [pytest.param(1, 4, "dense", marks=SLOW), (2, 2, "pallas")],
 )
 def test_sharded(reference, params, rows, model, expert, attention):
   batch, _ = batches.pack(rows, multiple_of=8)
@@ -182,6 +193,7 @@ def natural_step():
   )  # fmt: skip
 
 
+@SLOW
 def test_natural_steps_are_the_same_over_shared_experts(
   natural_step, params, rows
 ):
