@@ -184,6 +184,13 @@ def _embedded(domain):
     batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
+    # Of a mixture of experts alone:
+    expert_parallel=1,  # Devices that share a layer's experts; for sharded.
+    router_aux_loss_coef=0.0,  # Of the load-balance loss; 0 = none.
+    router_count="rows",  # A prompt's token counts in that loss and in router/
+    # as often as rows have it (rows) or as it is computed (once).
+    freeze_router=False,  # Routers stay as they are.
+    replay_routes=False,  # Train on the experts that the sampler chose.
     save_every=20,  # Steps between checkpoints.
     keep_checkpoints=2,
     keep_groups=16,  # Groups a step that rollouts.jsonl keeps; 0 = none.

@@ -22,7 +22,9 @@ from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
 from pivotrl_jax.train import methods
+from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
+from pivotrl_jax.train import step as step_lib
 from pivotrl_jax.verifiers import verify
 
 
@@ -231,6 +233,11 @@ RULES = {
   "train.batch_tokens": _whole(0),
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
+  "train.expert_parallel": _whole(1),
+  "train.router_aux_loss_coef": _number(0),
+  "train.router_count": _one_of(*step_lib.COUNTS),
+  "train.freeze_router": _FLAG,
+  "train.replay_routes": _FLAG,
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
   "train.keep_groups": _whole(0),
@@ -300,6 +307,8 @@ def check(config: Any, default: Any = None) -> None:
   """
   check_values(config)
   _check_attention(config.model)
+  if config.train.parallel == "sharded":
+    parallel.mesh(expert_parallel=config.train.expert_parallel)
   if methods.METHODS[config.method].SAMPLES:
     _warn_of_sampling(config.rollout)
   if default is not None:
@@ -376,6 +385,11 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     config.engine.release and config.engine.name == "jax",
     "engine.release",
     "False, or engine.name=sglang",
+  )
+  yield (
+    t.replay_routes and config.engine.name != "jax",
+    "train.replay_routes",
+    "False, or engine.name=jax: servers are not asked for their routes",
   )
   yield (
     config.engine.stale == "correct" and not t.importance_cap,
@@ -473,6 +487,11 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     t.updates_per_batch == 1,
     "train.updates_per_batch=1",
     ("train.clip_low", "train.clip_high"),
+  )
+  yield (
+    t.parallel != "sharded",
+    f"train.parallel={t.parallel}",
+    ("train.expert_parallel",),
   )
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)

@@ -122,6 +122,11 @@ NONSENSE = {
   "train.kl_coef": REAL,
   "train.importance_cap": REAL,
   "train.importance_floor": (0.1, *REAL),  # Without a cap.
+  "train.expert_parallel": (0, *WHOLE),
+  "train.router_aux_loss_coef": REAL,
+  "train.router_count": ("tokens", 1),
+  "train.freeze_router": (1, None),
+  "train.replay_routes": ("yes",),
   "train.updates_per_batch": (0, *WHOLE),
   "train.micro_batches": (0, *WHOLE),
   "train.batch_tokens": WHOLE,
@@ -161,6 +166,10 @@ def test_nonsense_is_refused(name):
       "verifier.swe_pivot.similarity_threshold": 0.9,
       "verifier.swe_pivot.similarity_full_credit": 0.8},
      ("similarity_threshold: 0.9", "0.8")),
+    ({"train.replay_routes": True, "engine.name": "sglang"},
+     ("train.replay_routes: True", "engine.name=jax")),
+    ({"train.parallel": "sharded", "train.expert_parallel": 3},
+     ("train.expert_parallel: 3", "on 8 devices", "a divisor")),
   ],
 )  # fmt: skip
 def test_what_contradicts_is_refused(changes, parts):
@@ -245,6 +254,9 @@ def _warnings(caplog, changes):
       " method=e2e)"]),
     ({"e2e.max_turns": 3},
      ["config: without effect are e2e.max_turns (as method=pivotrl)"]),
+    ({"train.expert_parallel": 2},
+     ["config: without effect are train.expert_parallel (as"
+      " train.parallel=jit)"]),
     ({"verifier.judge.model": "m"},
      ["config: without effect are verifier.judge.model (as no judge is"
       " asked)"]),

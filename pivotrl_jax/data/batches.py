@@ -46,6 +46,8 @@ class TrainBatch:
     old_log_probs: `[M, B, N, A]` under the trainer's policy before the first
       update on this batch; None where this is the first update.
     ref_log_probs: `[M, B, N, A]` under the reference policy, or None.
+    routes: `[M, B, N, A, L, k]` the experts that each sampled token came from
+      in each sparse layer, or None; -1 on padding.
   """
 
   tries: jax.Array
@@ -61,6 +63,7 @@ class TrainBatch:
   left_out: jax.Array
   old_log_probs: jax.Array | None = None
   ref_log_probs: jax.Array | None = None
+  routes: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Rows:
     weights: `[A_i]` loss weight of each action token.
     advantages: `[R]`.
     sampler_log_probs: `[A_i]` each; zeros where nothing was sampled.
+    routes: `[A_i, L, k]` each, as `engines.base.Completion` has them; None
+      where none are replayed.
   """
 
   prompts: Sequence[np.ndarray]
@@ -80,6 +85,7 @@ class Rows:
   weights: Sequence[np.ndarray]
   advantages: np.ndarray
   sampler_log_probs: Sequence[np.ndarray]
+  routes: Sequence[np.ndarray] | None = None
 
 
 def even_rows(
@@ -224,6 +230,9 @@ def pack(
     sampler_log_probs=np.zeros((*lead, n, a), np.float32),
     left_out=np.zeros(lead, np.float32),
   )
+  if rows.routes is not None:
+    size = (*lead, n, a, *rows.routes[0].shape[1:])
+    batch = batch.replace(routes=np.full(size, -1, rows.routes[0].dtype))
   where = np.zeros(len(rows.prompts), np.int64)
   for i, line in enumerate(lines):
     at = divmod(i, shape.lines)
@@ -243,6 +252,8 @@ def pack(
         batch.mask[at][branch, :end] = rows.weights[row]
         batch.advantages[at][branch] = rows.advantages[row]
         batch.sampler_log_probs[at][branch, :end] = rows.sampler_log_probs[row]
+        if rows.routes is not None:
+          batch.routes[at][branch, :end] = rows.routes[row]
         where[row] = i * n + branch
         branch, used = branch + 1, used + end
       start = place.stop

@@ -38,6 +38,9 @@ class Completion:
     version: of the weights it was sampled from; the versions joined by ", "
       where they changed under it.
     cached: tokens of its prompt that a server says it had computed before.
+    routes: `[A, L, k]` the experts that each token came from in each sparse
+      layer of the policy: those of the token before it; None where the engine
+      does not say.
   """
 
   ids: np.ndarray
@@ -45,6 +48,7 @@ class Completion:
   finish: str
   version: str = ""
   cached: int = 0
+  routes: np.ndarray | None = None
 
 
 class Stats(Protocol):

@@ -10,7 +10,6 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from pivotrl_jax.engines import base
@@ -64,7 +63,7 @@ class Writer:
     path = self._folder.absolute() / re.sub(r"\W+", "-", version)
     hf.save(
       path,
-      jax.device_get(weights),
+      weights,
       self._hf_config,
       self._tokenizer,
       dtype=self._dtype,

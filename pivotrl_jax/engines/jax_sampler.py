@@ -25,6 +25,7 @@ from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import prefix_cache
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
 
@@ -112,6 +113,7 @@ class JaxSampler:
       whose keys and values are kept.
     batch_rows: most branches of a batch.
     chunk: decode steps between two looks at which rows are done.
+    routes: completions say which experts their tokens came from.
   """
 
   def __init__(
@@ -123,8 +125,10 @@ class JaxSampler:
     batch_tokens: int = 65536,
     batch_rows: int = 512,
     chunk: int = 16,
+    routes: bool = False,
   ):
     self._config = config
+    self._routed = config.sparse_layers if routes else ()
     self._model = qwen3.Qwen3(config, dtype=dtype, attention=attention)
     self._batch_tokens = batch_tokens
     self._batch_rows = batch_rows
@@ -302,19 +306,25 @@ class JaxSampler:
     )
     ids = np.zeros((*rows.shape, sampling.max_tokens), np.int32)
     log_probs = np.zeros(ids.shape, np.float32)
+    routes = None
+    if self._routed:
+      each = (len(self._routed), self._config.num_experts_per_tok)
+      routes = np.zeros((*ids.shape, *each), np.int16)
     length = np.zeros(rows.shape, np.int32)
     place = np.indices(rows.shape)
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
-      state, new_ids, new_log_probs = self._steps(
+      state, new_ids, new_log_probs, new_routes = self._steps(
         tries, state, start, end, sampling
       )
-      done, counted, new_ids, new_log_probs = jax.device_get(
-        (state["done"], state["length"], new_ids, new_log_probs)
+      done, counted, new_ids, new_log_probs, new_routes = jax.device_get(
+        (state["done"], state["length"], new_ids, new_log_probs, new_routes)
       )
       at = tuple(place)
       ids[(*at, slice(start, end))] = new_ids[..., : end - start]
       log_probs[(*at, slice(start, end))] = new_log_probs[..., : end - start]
+      if self._routed:
+        routes[(*at, slice(start, end))] = new_routes[:, :, : end - start]
       length[at] = counted
       self.stats.decoded_slots += done.size * (end - start)
       if done.all():
@@ -337,13 +347,14 @@ class JaxSampler:
           log_probs[at][:size].copy(),
           "stop" if stopped[at] else "length",
           self.version,
+          routes=None if routes is None else routes[at][:size].copy(),
         ),
       )
 
   def _steps(self, tries, state, start, end, sampling):
     """`_decode` with this engine's weights."""
     unembed = qwen3.unembedding(self._params, self._config)
-    filters = (sampling.top_k, sampling.top_p)
+    filters = (sampling.top_k, sampling.top_p, self._routed)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
     return _decode(
         self._model, self._chunk, filters, self._params, unembed,
@@ -509,18 +520,25 @@ def _decode(
   """Steps `start..end` of every branch, or until all are done.
 
   Returns:
-    The state after them, and the chunk's ids and log-probs `[B, N, chunk]`
-    (0 after a row's end).
+    The state after them, the chunk's ids and log-probs `[B, N, chunk]` (0
+    after a row's end), and the experts `[B, N, chunk, L, k]` of the layers
+    `routed` that they came from; () where there are none.
   """
   temperature, stop_ids = knobs
+  *filters, routed = filters
   shape = state["tokens"].shape
 
   def body(carry):
-    step, state, ids, log_probs = carry
-    hidden, cache = model.apply(
+    step, state, ids, log_probs, routes = carry
+    (hidden, cache), found = model.apply(
         {"params": params}, state["tokens"], *tries, state["past"],
         state["depths"], state["cache"], step, method="decode",
+        mutable=[moe.ROUTES] if routed else [],
     )  # fmt: skip
+    if routed:
+      new = moe.stacked(found[moe.ROUTES], routed, "routes")
+      new = jnp.moveaxis(new, 0, 2).astype(routes.dtype)
+      routes = routes.at[:, :, step - start].set(new)
     logits = (hidden @ unembed).astype(jnp.float32)
     scale = jnp.where(temperature > 0, temperature, 1.0)
     token, log_prob = _draw(
@@ -537,23 +555,25 @@ def _decode(
       "length": state["length"] + live,
       "done": state["done"] | (token[..., None] == stop_ids).any(-1),
     }
-    return step + 1, state, ids, log_probs
+    return step + 1, state, ids, log_probs, routes
 
+  each = (len(routed), model.config.num_experts_per_tok)
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state["cache"])
   carry = (
     start,
     state | {"cache": flat},
     jnp.zeros((*shape, chunk), jnp.int32),
     jnp.zeros((*shape, chunk), jnp.float32),
+    jnp.zeros((*shape, chunk, *each), jnp.int16) if routed else (),
   )
   carry = jax.lax.while_loop(
     lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
   )
-  _, state, ids, log_probs = carry
+  _, state, ids, log_probs, routes = carry
   cache = jax.tree.map(
     lambda x: x.reshape(*shape, *x.shape[1:]), state["cache"]
   )
-  return state | {"cache": cache}, ids, log_probs
+  return state | {"cache": cache}, ids, log_probs, routes
 
 
 def _draw(logits, keys, step, at_random, filters):

@@ -1,6 +1,7 @@
 """A policy on disk: tokenizer, shape and weights; and an engine on it."""
 
 import atexit
+from collections.abc import Callable
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ class Policy:
     tokenizer: with its chat template.
     hf_config: the fields of config.json.
     config: the model's shape.
-    params: nested float32 arrays.
+    params: nested float32 arrays, on the device or devices.
     version: hash of the weights.
   """
 
@@ -50,25 +52,40 @@ class Policy:
   version: str
 
 
-def load(path: pathlib.Path, config: Any = None) -> Policy:
-  """Reads a policy.
+def load(
+  path: pathlib.Path,
+  config: Any = None,
+  *,
+  layout: Callable[[qwen3.Config], Any] | None = None,
+) -> Policy:
+  """Reads a policy, its weights one after the other.
 
   Args:
     path: a Hugging Face directory.
     config: of a run: how chats are put to the template; None: as it is.
+    layout: shape -> a sharding of each parameter, in a tree like them; None:
+      all on the default device.
 
   Raises:
     InputError: the directory is not one, or what it holds does not fit.
   """
   hf_config = hf.read_config(path)
   tokenizer = load_tokenizer(path, config)
-  params = hf.load_params(path, hf_config)
-  params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+  shape = qwen3.config_from_hf(hf_config)
+  layouts = layout and layout(shape)
+
+  def put(keys, array):
+    array = np.asarray(array, np.float32)
+    if layouts is None:
+      return jax.device_put(array)
+    return jax.device_put(array, hf.at(layouts, keys))
+
+  params = hf.load_params(path, hf_config, put=put)
   return Policy(
     path=path,
     tokenizer=tokenizer,
     hf_config=hf_config,
-    config=qwen3.config_from_hf(hf_config),
+    config=shape,
     params=params,
     version=digest(params),
   )
@@ -98,20 +115,54 @@ def starting_path(config: Any) -> pathlib.Path:
   return pathlib.Path(config.model.path or MINI)
 
 
-def starting(config: Any, workdir: pathlib.Path) -> Policy:
-  """The frozen starting policy of a run, which is also its reference."""
-  if config.warm_start.steps:
-    return load(workdir / WARM_START, config)
-  return load(starting_path(config), config)
+def starting(
+  config: Any,
+  workdir: pathlib.Path,
+  *,
+  layout: Callable[[qwen3.Config], Any] | None = None,
+) -> Policy:
+  """The frozen starting policy of a run, which is also its reference.
+
+  Args:
+    config: the run's.
+    workdir: where a warm start would be.
+    layout: see `load`.
+  """
+  warm = workdir / WARM_START
+  path = warm if config.warm_start.steps else starting_path(config)
+  return load(path, config, layout=layout)
 
 
 def check(config: Any) -> None:
   """InputError where the given policy could not be used; reads no weights."""
   path = starting_path(config)
   hf_config = hf.read_config(path)
-  qwen3.config_from_hf(hf_config)
+  shape = qwen3.config_from_hf(hf_config)
+  _check_experts(config.train, path, shape)
   hf.check_tensors(path, hf_config)
   render.check(load_tokenizer(path, config), config.model.chat_template or path)
+
+
+def _check_experts(train, path, shape):
+  """Keys of routers and experts beside a policy that has them, or has none."""
+  if not shape.sparse_layers:
+    idle = [f"train.{name}" for name in _OF_EXPERTS if train[name]]
+    if idle:
+      logging.warning(
+        "config: without effect are %s (as %s has no experts)",
+        ", ".join(idle),
+        path,
+      )
+  elif (
+    train.parallel == "sharded" and shape.num_experts % train.expert_parallel
+  ):
+    raise errors.InputError(
+      f"--config.train.expert_parallel: {train.expert_parallel}; expected a"
+      f" divisor of num_experts {shape.num_experts} of {path}"
+    )
+
+
+_OF_EXPERTS = ("router_aux_loss_coef", "freeze_router", "replay_routes")
 
 
 def template_kwargs(config: Any) -> dict[str, Any]:
@@ -136,7 +187,7 @@ def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
   replaced = policy.tokenizer.settings.chat_template
   hf.save(
     path,
-    jax.device_get(params),
+    params,
     policy.hf_config,
     policy.path,
     chat_template=policy.tokenizer.hf.chat_template if replaced else None,
@@ -176,6 +227,7 @@ def _embedded(policy, config):
     attention=config.model.attention,
     batch_tokens=config.engine.batch_tokens,
     batch_rows=config.engine.batch_rows,
+    routes=config.train.replay_routes,
   )
 
 

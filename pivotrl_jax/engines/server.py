@@ -173,9 +173,8 @@ def _weights(path, config):
     raise errors.InputError(
       f"{path}: another shape of model; expected {config}"
     )
-  params = hf.load_params(path, found)
-  return jax.device_put(
-    jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+  return hf.load_params(
+    path, found, put=lambda _, x: jax.device_put(np.asarray(x, np.float32))
   )
 
 

@@ -1,7 +1,10 @@
 """Hugging Face directories <-> parameters, by an explicit name map."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import functools
+import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,8 +16,9 @@ import safetensors
 import safetensors.numpy
 
 from pivotrl_jax import errors
+from pivotrl_jax.models import qwen3
 
-ARCHITECTURE = "Qwen3ForCausalLM"
+DENSE, SPARSE = qwen3.DENSE, qwen3.SPARSE
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TEMPLATE = "chat_template.jinja"
 _NAMED_TEMPLATES = "additional_chat_templates"
@@ -26,6 +30,10 @@ _TOKENIZER_FILES = (
 _COUNTS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+_EXPERT_COUNTS = (
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "decoder_sparse_step",
 )  # fmt: skip
 # Stored types of tensors, as safetensors names them.
 _STORED = ("F64", "F32", "F16", "BF16")
@@ -59,16 +67,29 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
     )
   values = _read_json(file)
   found = values.get("architectures")
-  if found != [ARCHITECTURE]:
+  if found not in ([DENSE], [SPARSE]):
     raise errors.InputError(
-      f"{file}: architectures {found!r}; expected ['{ARCHITECTURE}']"
+      f"{file}: architectures {found!r}; expected ['{DENSE}'] or ['{SPARSE}']"
     )
-  for key in _COUNTS:
+  counts = _COUNTS
+  if found == [SPARSE]:
+    # As transformers 5 writes it; 4 and SGLang read the former alone.
+    local = values.get("num_local_experts")
+    if local != values.setdefault("num_experts", local) and local is not None:
+      raise errors.InputError(
+        f"{file}: num_local_experts {local!r}; expected num_experts"
+        f" {values['num_experts']!r}"
+      )
+    values.setdefault("decoder_sparse_step", 1)
+    counts += _EXPERT_COUNTS
+  for key in counts:
     value = values.get(key)
     if type(value) is not int or value < 1:
       raise errors.InputError(
         f"{file}: {key} {value!r}; expected an integer above 0"
       )
+  if found == [SPARSE]:
+    _check_experts(values, file)
   for key, value in _features(values, file).items():
     wanted = _SUPPORTED[key]
     if value != wanted:
@@ -79,6 +100,29 @@ def read_config(path: pathlib.Path | str) -> dict[str, Any]:
       " which halves are rotated"
     )
   return values
+
+
+def _check_experts(values, file):
+  """What `_EXPERT_COUNTS` leave to check of a mixture of experts."""
+  if type(values.get("norm_topk_prob")) is not bool:
+    raise errors.InputError(
+      f"{file}: norm_topk_prob {values.get('norm_topk_prob')!r}; expected true"
+      " or false"
+    )
+  dense, count = values.get("mlp_only_layers"), values["num_hidden_layers"]
+  if dense is not None and not (
+    isinstance(dense, list)
+    and all(type(i) is int and 0 <= i < count for i in dense)
+  ):
+    raise errors.InputError(
+      f"{file}: mlp_only_layers {dense!r}; expected a list of layers from 0 to"
+      f" {count - 1}"
+    )
+  if not qwen3.config_from_hf(values).sparse_layers:
+    raise errors.InputError(
+      f"{file}: mlp_only_layers {dense!r} and decoder_sparse_step"
+      f" {values['decoder_sparse_step']}; expected a layer with experts"
+    )
 
 
 # Features that change what a model computes -> the value we implement.
@@ -134,29 +178,61 @@ def check_tensors(path: pathlib.Path | str, config: dict[str, Any]) -> None:
     pass
 
 
-def load_params(path: pathlib.Path | str, config: dict[str, Any]) -> Any:
-  """Parameters as a nested dict of numpy arrays, in their stored dtype.
+def load_params(
+  path: pathlib.Path | str,
+  config: dict[str, Any],
+  *,
+  put: Callable[[tuple[str, ...], np.ndarray], Any] = lambda _, array: array,
+) -> Any:
+  """Parameters as a nested dict of arrays, read one after the other.
 
   Args:
     path: a directory with model.safetensors, or shards and their index.
     config: of `read_config`.
+    put: (our path, array in its stored dtype) -> what stands in the result,
+      such as an array on a device. Beside what it returns, no more than one
+      array is held here at a time.
 
   Raises:
     InputError: a tensor is missing, unexpected, of another shape or type, or
       holds what is no finite number.
   """
   params: dict[str, Any] = {}
-  for file, name, keys, transposed in _places(pathlib.Path(path), config):
-    tensor = _read_tensor(file, name)
-    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-      raise errors.InputError(
-        f"{file}: {name} holds NaN or infinity; expected finite weights"
-      )
+  by_array = itertools.groupby(
+    _places(pathlib.Path(path), config), lambda place: _array_path(place[2])
+  )
+  for keys, places in by_array:
     node = params
     for key in keys[:-1]:
       node = node.setdefault(key, {})
-    node[keys[-1]] = tensor.T if transposed else tensor
+    node[keys[-1]] = put(keys, _read_array(list(places), config))
   return params
+
+
+def at(tree: Any, keys: tuple[str | int, ...]) -> Any:
+  """What stands at a path of `name_map`, or above it, in a tree."""
+  return functools.reduce(lambda node, key: node[key], keys, tree)
+
+
+def _array_path(keys):
+  """The path of the array that a tensor is, or is one of a stack of."""
+  return keys[:-1] if isinstance(keys[-1], int) else keys
+
+
+def _read_array(places, config):
+  """A tensor, or the stack of an array's."""
+  if not isinstance(places[0][2][-1], int):
+    ((file, name, _, transposed),) = places
+    return _read_tensor(file, name, transposed)
+  stack = None
+  for file, name, keys, transposed in places:
+    tensor = _read_tensor(file, name, transposed)
+    if stack is None:
+      stack = np.empty((config["num_experts"], *tensor.shape), tensor.dtype)
+    if tensor.dtype != stack.dtype:  # Some may be stored wider than others.
+      stack = stack.astype(np.float32, copy=False)
+    stack[keys[-1]] = tensor
+  return stack
 
 
 def _places(path, config):
@@ -176,7 +252,7 @@ def _places(path, config):
   if files:
     raise errors.InputError(
       f"{path}: unexpected tensor {min(files)}; expected only those of"
-      f" {ARCHITECTURE}"
+      f" {config['architectures'][0]}"
     )
 
 
@@ -217,7 +293,8 @@ def save(
       config are copied as they are.
     chat_template: in place of the copied one.
     dtype: "float32" or "bfloat16", of the stored tensors.
-    shard_bytes: most bytes of one file.
+    shard_bytes: most bytes of one file; parameters are fetched for one file
+      at a time.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.partial")
@@ -235,7 +312,7 @@ def save(
   stored = {k: v for k, v in config.items() if k != "dtype"}
   stored |= {"torch_dtype": dtype}
   (temporary / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
-  _write_tensors(temporary, _tensors(params, config, dtype), shard_bytes)
+  _write_tensors(temporary, params, config, dtype, shard_bytes)
   for weights in temporary.glob("*.safetensors"):  # Written owner-only.
     shutil.copymode(temporary / "config.json", weights)
   old = path.with_name(f".{path.name}.old")
@@ -248,12 +325,14 @@ def save(
 
 def name_map(
   config: dict[str, Any],
-) -> Iterator[tuple[str, tuple[str, ...], bool, tuple[int, ...]]]:
-  """(HF name, our path, whether transposed, HF shape) of every tensor."""
-  d, f = config["hidden_size"], config["intermediate_size"]
-  heads = config["num_attention_heads"]
-  kv = config.get("num_key_value_heads", heads)
-  c = config.get("head_dim") or d // heads
+) -> Iterator[tuple[str, tuple[str | int, ...], bool, tuple[int, ...]]]:
+  """(HF name, our path, whether transposed, HF shape) of every tensor.
+
+  Experts are tensors of their own there and stacks here: their paths end in
+  the place in the stack. Those of one stack follow each other.
+  """
+  d, c = config["hidden_size"], config["head_dim"]
+  heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
   v = config["vocab_size"]
   yield ("model.embed_tokens.weight", ("embed_tokens", "embedding"), False,
          (v, d))  # fmt: skip
@@ -262,9 +341,6 @@ def name_map(
     ("self_attn", "k_proj"): (kv * c, d),
     ("self_attn", "v_proj"): (kv * c, d),
     ("self_attn", "o_proj"): (d, heads * c),
-    ("mlp", "gate_proj"): (f, d),
-    ("mlp", "up_proj"): (f, d),
-    ("mlp", "down_proj"): (d, f),
   }
   scales = {
     ("input_layernorm",): (d,),
@@ -272,52 +348,72 @@ def name_map(
     ("self_attn", "q_norm"): (c,),
     ("self_attn", "k_norm"): (c,),
   }
+  sparse = qwen3.config_from_hf(config).sparse_layers
   for i in range(config["num_hidden_layers"]):
-    for keys, shape in matrices.items():
-      name = f"model.layers.{i}.{'.'.join(keys)}.weight"
-      yield name, (f"layers_{i}", *keys, "kernel"), True, shape
+    layer, f = f"layers_{i}", config["intermediate_size"]
+    of_layer = matrices
+    if i in sparse:
+      of_layer = matrices | {("mlp", "gate"): (config["num_experts"], d)}
+    else:
+      of_layer = matrices | _swiglu(("mlp",), d, f)
+    for keys, shape in of_layer.items():
+      yield _name(i, keys), (layer, *keys, "kernel"), True, shape
+    if i in sparse:
+      f = config["moe_intermediate_size"]
+      for (*_, kind), shape in _swiglu((), d, f).items():
+        for e in range(config["num_experts"]):
+          name = _name(i, ("mlp", "experts", str(e), kind))
+          yield name, (layer, "mlp", "experts", kind, e), True, shape
     for keys, shape in scales.items():
-      name = f"model.layers.{i}.{'.'.join(keys)}.weight"
-      yield name, (f"layers_{i}", *keys, "scale"), False, shape
+      yield _name(i, keys), (layer, *keys, "scale"), False, shape
   yield "model.norm.weight", ("norm", "scale"), False, (d,)
   if not config.get("tie_word_embeddings"):
     yield "lm_head.weight", ("lm_head", "kernel"), True, (v, d)
 
 
-def _tensors(params, config, dtype):
-  """HF name -> contiguous array, in the map's order."""
-  tensors = {}
-  for name, keys, transposed, _ in name_map(config):
-    node = params
-    for key in keys:
-      node = node[key]
-    array = np.asarray(node)
-    array = array.T if transposed else array
-    tensors[name] = np.ascontiguousarray(array.astype(_DTYPES[dtype]))
-  return tensors
+def _swiglu(place, d, f):
+  shapes = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
+  return {(*place, kind): shape for kind, shape in shapes.items()}
 
 
-def _write_tensors(path, tensors, shard_bytes):
-  shards: list[dict[str, np.ndarray]] = [{}]
-  size = 0
-  for name, tensor in tensors.items():
-    if shards[-1] and size + tensor.nbytes > shard_bytes:
-      shards.append({})
+def _name(layer, keys):
+  return f"model.layers.{layer}.{'.'.join(keys)}.weight"
+
+
+def _tensors(params, names, dtype):
+  """HF name -> contiguous array of those named; one is fetched at a time."""
+  held, array = None, None
+  for name, keys, transposed, _ in names:
+    if _array_path(keys) != held:
+      held = _array_path(keys)
+      array = np.asarray(at(params, held))
+    tensor = array[keys[-1]] if isinstance(keys[-1], int) else array
+    tensor = tensor.T if transposed else tensor
+    yield name, np.ascontiguousarray(tensor.astype(_DTYPES[dtype]))
+
+
+def _write_tensors(path, params, config, dtype, shard_bytes):
+  """Files of at most `shard_bytes`, or of one tensor, one after the other."""
+  shards: list[list[Any]] = [[]]
+  size = total = 0
+  for place in name_map(config):
+    added = math.prod(place[-1]) * _DTYPES[dtype].itemsize
+    if shards[-1] and size + added > shard_bytes:
+      shards.append([])
       size = 0
-    shards[-1][name] = tensor
-    size += tensor.nbytes
-  meta = {"format": "pt"}
-  if len(shards) == 1:
-    safetensors.numpy.save_file(shards[0], path / _WEIGHTS, meta)
-    return
+    shards[-1].append(place)
+    size, total = size + added, total + added
   placed = {}
   for i, shard in enumerate(shards):
     file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-    safetensors.numpy.save_file(shard, path / file, meta)
-    placed |= dict.fromkeys(shard, file)
-  total = sum(t.nbytes for t in tensors.values())
-  index = {"metadata": {"total_size": total}, "weight_map": placed}
-  (path / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    tensors = dict(_tensors(params, shard, dtype))
+    safetensors.numpy.save_file(
+      tensors, path / (file if len(shards) > 1 else _WEIGHTS), {"format": "pt"}
+    )
+    placed |= dict.fromkeys(tensors, file)
+  if len(shards) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    (path / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _tensor_files(path):
@@ -371,9 +467,14 @@ def _names(file):
     ) from error
 
 
-def _read_tensor(file, name):
+def _read_tensor(file, name, transposed):
   with safetensors.safe_open(file, framework="np") as tensors:
-    return tensors.get_tensor(name)
+    tensor = tensors.get_tensor(name)
+  if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+    raise errors.InputError(
+      f"{file}: {name} holds NaN or infinity; expected finite weights"
+    )
+  return tensor.T if transposed else tensor
 
 
 def _read_json(file):

@@ -1,7 +1,8 @@
-"""Qwen3 (dense) in Flax Linen, over prefix tries.
+"""Qwen3, dense or with a mixture of experts, in Flax Linen, over prefix tries.
 
-RMSNorm, QK-norm, rotary positions, grouped-query attention and SwiGLU, with
-the parameter names of Hugging Face (`models/hf.py` maps them one to one).
+RMSNorm, QK-norm, rotary positions, grouped-query attention and SwiGLU (or
+experts of it), with the parameter names of Hugging Face (`models/hf.py` maps
+them one to one).
 
 The unit of compute is a trie `[T]` of prompts with branches `[A]` on it. A
 branch of an action starts with the *last prompt token* and ends before the
@@ -28,6 +29,12 @@ import jax.numpy as jnp
 
 from pivotrl_jax import errors
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import mlp
+from pivotrl_jax.models import moe
+
+
+# Architectures, as a config.json names them.
+DENSE, SPARSE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +51,19 @@ class Config:
   rms_norm_eps: float = 1e-6
   rope_theta: float = 1e6
   tie_word_embeddings: bool = False
+  num_experts: int = 0
+  num_experts_per_tok: int = 0
+  moe_intermediate_size: int = 0
+  norm_topk_prob: bool = False
+  mlp_only_layers: tuple[int, ...] = ()
+  decoder_sparse_step: int = 1
 
   def __post_init__(self):
+    if self.num_experts_per_tok > self.num_experts:
+      raise errors.InputError(
+        f"config.json: num_experts_per_tok {self.num_experts_per_tok};"
+        f" expected at most num_experts {self.num_experts}"
+      )
     if self.num_attention_heads % self.num_key_value_heads:
       raise errors.InputError(
         f"config.json: num_attention_heads {self.num_attention_heads};"
@@ -53,12 +71,34 @@ class Config:
         f" {self.num_key_value_heads}"
       )
 
+  @property
+  def sparse_layers(self) -> tuple[int, ...]:
+    """The layers that have experts."""
+    if not self.num_experts:
+      return ()
+    return tuple(
+      i
+      for i in range(self.num_hidden_layers)
+      if i not in self.mlp_only_layers
+      and not (i + 1) % self.decoder_sparse_step
+    )
+
 
 def config_from_hf(values: dict[str, Any]) -> Config:
   """Reads the fields of a (checked) config.json; see `hf.read_config`."""
   rope = values.get("rope_parameters") or {}
   theta = rope.get("rope_theta", values.get("rope_theta", Config.rope_theta))
   heads = values["num_attention_heads"]
+  experts = {}
+  if values.get("architectures") == [SPARSE]:
+    experts = {
+      "num_experts": values["num_experts"],
+      "num_experts_per_tok": values["num_experts_per_tok"],
+      "moe_intermediate_size": values["moe_intermediate_size"],
+      "norm_topk_prob": values["norm_topk_prob"],
+      "mlp_only_layers": tuple(values.get("mlp_only_layers") or ()),
+      "decoder_sparse_step": values["decoder_sparse_step"],
+    }
   return Config(
     vocab_size=values["vocab_size"],
     hidden_size=values["hidden_size"],
@@ -70,6 +110,7 @@ def config_from_hf(values: dict[str, Any]) -> Config:
     rms_norm_eps=values.get("rms_norm_eps", Config.rms_norm_eps),
     rope_theta=float(theta),
     tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+    **experts,
   )
 
 
@@ -112,18 +153,6 @@ class RMSNorm(nn.Module):
     return (wide * scale).astype(x.dtype)
 
 
-def _linear(name, features, axes, dtype):
-  return nn.Dense(
-    features,
-    use_bias=False,
-    dtype=dtype,
-    name=name,
-    kernel_init=nn.with_logical_partitioning(
-      nn.initializers.normal(0.02), axes
-    ),
-  )
-
-
 class Attention(nn.Module):
   """Projections, QK-norm and rotary positions of one layer."""
 
@@ -134,10 +163,10 @@ class Attention(nn.Module):
     c = self.config
     heads = c.num_attention_heads * c.head_dim
     kv = c.num_key_value_heads * c.head_dim
-    self.q_proj = _linear("q_proj", heads, ("embed", "heads"), self.dtype)
-    self.k_proj = _linear("k_proj", kv, ("embed", "kv"), self.dtype)
-    self.v_proj = _linear("v_proj", kv, ("embed", "kv"), self.dtype)
-    self.o_proj = _linear(
+    self.q_proj = mlp.linear("q_proj", heads, ("embed", "heads"), self.dtype)
+    self.k_proj = mlp.linear("k_proj", kv, ("embed", "kv"), self.dtype)
+    self.v_proj = mlp.linear("v_proj", kv, ("embed", "kv"), self.dtype)
+    self.o_proj = mlp.linear(
       "o_proj", c.hidden_size, ("heads", "embed"), self.dtype
     )
     self.q_norm = RMSNorm(c.rms_norm_eps, "head_dim", name="q_norm")
@@ -162,47 +191,14 @@ class Attention(nn.Module):
     return self.o_proj(heads.reshape(*heads.shape[:-2], -1))
 
 
-class MLP(nn.Module):
-  """SwiGLU."""
-
-  config: Config
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x):
-    c = self.config
-    wide = ("embed", "mlp")
-    gate = _linear("gate_proj", c.intermediate_size, wide, self.dtype)(x)
-    up = _linear("up_proj", c.intermediate_size, wide, self.dtype)(x)
-    return _linear("down_proj", c.hidden_size, ("mlp", "embed"), self.dtype)(
-      _swiglu(gate, up)
-    )
-
-
-@jax.custom_jvp
-def _swiglu(gate, up):
-  """`silu(gate) * up`."""
-  return gate * up / (1 + jnp.exp(-gate))
-
-
-@_swiglu.defjvp
-def _swiglu_jvp(primals, tangents):
-  # Transposed, both gradients end with a division, which XLA never computes
-  # twice. Else it forms them a second time on CPU, column by column, for the
-  # products that give the kernels' gradients: 5 times slower than a copy.
-  gate, up = primals
-  d_gate, d_up = tangents
-  bulk = 1 + jnp.exp(-gate)  # Where it overflows, what it divides is 0.
-  slope = up * (1 + gate * (1 - 1 / bulk))
-  return gate * up / bulk, slope * (d_gate / bulk) + gate * (d_up / bulk)
-
-
 class Layer(nn.Module):
   """One decoder layer, over tries `[B, T, D]` and branches `[B, S, D]`."""
 
   config: Config
   dtype: Any
   attention: str  # One of `attention.BODIES`.
+  sparse: bool = False  # Experts in place of one MLP.
+  frozen: bool = False  # No derivative reaches their router.
 
   def setup(self):
     c = self.config
@@ -211,13 +207,25 @@ class Layer(nn.Module):
     self.post_attention_layernorm = RMSNorm(
       c.rms_norm_eps, name="post_attention_layernorm"
     )
-    self.mlp = MLP(c, self.dtype, name="mlp")
+    if self.sparse:
+      self.mlp = moe.MoE(
+        num_experts=c.num_experts,
+        top_k=c.num_experts_per_tok,
+        width=c.moe_intermediate_size,
+        normalized=c.norm_topk_prob,
+        dtype=self.dtype,
+        frozen=self.frozen,
+        name="mlp",
+      )
+    else:
+      self.mlp = mlp.MLP(c.intermediate_size, self.dtype, name="mlp")
 
-  def _finish(self, x, heads):
+  def _finish(self, x, heads, tokens=None):
     x = x + self.self_attn.output(heads)
-    return x + self.mlp(self.post_attention_layernorm(x))
+    normed = self.post_attention_layernorm(x)
+    return x + (self.mlp(normed, tokens) if self.sparse else self.mlp(normed))
 
-  def trie(self, x, rope, ends, *, last):
+  def trie(self, x, rope, ends, *, last, tokens=None):
     """The tries' next hidden states (None of the last layer) and their KV.
 
     Args:
@@ -225,6 +233,7 @@ class Layer(nn.Module):
       rope: rotary tables of its positions.
       ends: `Layout.ends`.
       last: whether this is the last layer.
+      tokens: what a router is told of them.
     """
     normed = self.input_layernorm(x)
     kv = self.self_attn.key_value(normed, rope)
@@ -232,9 +241,9 @@ class Layer(nn.Module):
       return None, kv
     q = self.self_attn.query(normed, rope)
     heads = attention.attend_self(q, *kv, ends, body=self.attention)
-    return self._finish(x, heads), kv
+    return self._finish(x, heads, tokens), kv
 
-  def branches(self, x, rope, trie_kv, layout, reach):
+  def branches(self, x, rope, trie_kv, layout, reach, tokens=None):
     """`[B, S, D]` to the same, reading the tries too."""
     normed = self.input_layernorm(x)
     q = self.self_attn.query(normed, rope)
@@ -245,12 +254,14 @@ class Layer(nn.Module):
     own = attention.attend_near(
       q, *kv, layout.branch_ends, reach=reach, body=self.attention
     )
-    return self._finish(x, attention.merge(past, own))
+    return self._finish(x, attention.merge(past, own), tokens)
 
-  def both(self, trie, branch, ropes, layout, reach, last):
+  def both(self, trie, branch, ropes, layout, reach, last, tokens):
     """One layer of `Qwen3.__call__`."""
-    trie, kv = self.trie(trie, ropes[0], layout.ends, last=last)
-    return trie, self.branches(branch, ropes[1], kv, layout, reach)
+    trie, kv = self.trie(
+      trie, ropes[0], layout.ends, last=last, tokens=tokens[0]
+    )
+    return trie, self.branches(branch, ropes[1], kv, layout, reach, tokens[1])
 
   def prefill(self, x, rope, pool, places, ends, *, last):
     """The next hidden states of some tokens, and the pool with their KV.
@@ -322,12 +333,14 @@ class Qwen3(nn.Module):
     remat: recompute each layer in the backward pass.
     attention: what computes it, one of `attention.BODIES`; all but `cudnn`
       are differentiable in forward mode too.
+    freeze_router: no derivative reaches the routers' own parameters.
   """
 
   config: Config
   dtype: Any = jnp.float32
   remat: bool = False
   attention: str = "auto"
+  freeze_router: bool = False
 
   def setup(self):
     c = self.config
@@ -344,16 +357,23 @@ class Qwen3(nn.Module):
     if self.remat:
       layer = nn.remat(Layer, methods=["both"], static_argnums=(5, 6))
     self.layers = [
-      layer(c, self.dtype, self.attention, name=f"layers_{i}")
+      layer(
+        c,
+        self.dtype,
+        self.attention,
+        sparse=i in c.sparse_layers,
+        frozen=self.freeze_router,
+        name=f"layers_{i}",
+      )
       for i in range(c.num_hidden_layers)
     ]
     self.norm = RMSNorm(c.rms_norm_eps, name="norm")
     if not c.tie_word_embeddings:
-      self.lm_head = _linear(
+      self.lm_head = mlp.linear(
         "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
       )
 
-  def __call__(self, trie, branch, layout, *, reach):
+  def __call__(self, trie, branch, layout, *, reach, tokens=(None, None)):
     """Hidden states of the branches' tokens.
 
     Args:
@@ -362,6 +382,8 @@ class Qwen3(nn.Module):
         prompt token on.
       layout: where they stand.
       reach: no token of a branch stands further from its first.
+      tokens: what routers are told of the tokens of tries and of branches, a
+        pair of `moe.Tokens`; None: that all are alike.
 
     Returns:
       `[B, S, D]`, normed: times `unembedding` they are the logits of the
@@ -371,9 +393,13 @@ class Qwen3(nn.Module):
     chex.assert_shape([layout.ends, layout.depths], trie.shape)
     x, y = self.embed_tokens(trie), self.embed_tokens(branch)
     ropes = self._rope(layout.depths), self._rope(layout.branch_depths)
+    sparse = {layer: i for i, layer in enumerate(self.config.sparse_layers)}
     for i, layer in enumerate(self.layers):
       last = i == len(self.layers) - 1
-      x, y = layer.both(x, y, ropes, layout, reach, last)
+      told = (None, None)
+      if i in sparse:
+        told = tuple(t and t.layer(sparse[i]) for t in tokens)
+      x, y = layer.both(x, y, ropes, layout, reach, last, told)
     if self.is_initializing() and not self.config.tie_word_embeddings:
       self.lm_head(y)
     return self.norm(y)

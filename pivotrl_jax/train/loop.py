@@ -17,17 +17,19 @@ from pivotrl_jax import compilations
 from pivotrl_jax import errors
 from pivotrl_jax import interrupt
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import moe
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import metrics as metrics_lib
+from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """What the method reads -> checkpoints/, export/ and what steps log."""
-  policy = policy_lib.starting(config, workdir)
   method = methods.METHODS[config.method]
   t = config.train
+  policy = policy_lib.starting(config, workdir, layout=parallel.layout(t))
   tx = optimizer(config)
   state = state_lib.create(policy.params, tx)
   with (
@@ -110,12 +112,13 @@ def optimizer(config: Any) -> optax.GradientTransformation:
   if config.optimizer == "natural":
     return optax.identity()
   t = config.train
-  return state_lib.optimizer(
+  tx = state_lib.optimizer(
     learning_rate=t.learning_rate,
     warmup_steps=t.warmup_steps,
     weight_decay=t.weight_decay,
     clip_norm=t.clip_norm,
   )
+  return state_lib.frozen(tx, moe.is_router) if t.freeze_router else tx
 
 
 def _log(step, scalars, seconds):

@@ -54,6 +54,7 @@ def train_step(
   max_kl: float,
   tries: int,
   axis_name: str | None = None,
+  balance: float = 0.0,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
   """One natural-gradient step from all micro-batches of `batch`.
 
@@ -71,6 +72,7 @@ def train_step(
       weights in the loss.
     tries: most shorter steps that are tried where the measured KL is larger.
     axis_name: the pmap axis to sum over, if any.
+    balance: see `step.gradients`.
 
   Returns:
     What `step.train_step` does; among the metrics those of
@@ -78,7 +80,7 @@ def train_step(
   """
   params = state.params
   grads, metrics, rows = step_lib.gradients(
-    params, batch.rows, loss_fn=loss_fn, axis_name=axis_name
+    params, batch.rows, loss_fn=loss_fn, axis_name=axis_name, balance=balance
   )
   knobs = {"model": model, "chunk": chunk, "temperature": temperature}
   knobs |= {"axis_name": axis_name}
@@ -187,7 +189,7 @@ def project(
   Args:
     state: comes back as it is; directions depend on (seed, state.step) alone.
     batch: arrays `[M, B, ...]`.
-    log_probs_fn: `(params, micro) -> log-probs [B, N, A], _`, by a body of
+    log_probs_fn: `(params, micro) -> log-probs [B, N, A], ...`, by a body of
       attention that has a forward mode.
     seed: of the directions.
     directions: R.
@@ -202,7 +204,7 @@ def project(
 
   def one(micro):
     def log_probs(params):
-      found, _ = log_probs_fn(params, micro)
+      found, *_ = log_probs_fn(params, micro)
       return jnp.where(micro.mask > 0, found, 0.0).sum(-1).reshape(-1)
 
     found = natural_gradient.score_projections(

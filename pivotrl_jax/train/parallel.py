@@ -7,6 +7,7 @@ wrapper is the one to delete.
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,17 +15,25 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from pivotrl_jax import errors
+from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
-AXIS = "data"
-# Logical axes of the parameters (models/qwen3.py) to axes of the mesh.
+AXIS, MODEL = moe.DATA, moe.MODEL
+# Trees lie over these; who shares experts has its own share of the tokens.
+TREES = (AXIS, moe.EXPERT)
+# Logical axes of the parameters (models/) to axes of the mesh, the first that
+# is free.
 RULES = (
-  ("vocab", "model"),
+  ("vocab", MODEL),
+  ("experts", moe.EXPERT),
+  ("embed", TREES),
   ("embed", AXIS),
-  ("heads", "model"),
-  ("kv", "model"),
-  ("mlp", "model"),
+  ("heads", MODEL),
+  ("kv", MODEL),
+  ("mlp", MODEL),
   ("head_dim", None),
+  ("router", None),
 )
 
 
@@ -61,13 +70,13 @@ def sharded(
     step: `(state, batch) -> (state, metrics, rows)`.
     state: a TrainState, wherever it lives.
     config: shape of the policy, for the parameters' logical axes.
-    mesh: axes "data" and "model".
+    mesh: of `mesh`.
 
   Returns:
     The step, and the state laid out on the mesh.
   """
   whole = NamedSharding(mesh, PartitionSpec())
-  by_tree = NamedSharding(mesh, PartitionSpec(None, AXIS))
+  by_tree = NamedSharding(mesh, PartitionSpec(None, TREES))
   layout = state_sharding(state, config, mesh)
   run = jax.jit(
     step,
@@ -75,21 +84,64 @@ def sharded(
     out_shardings=(layout, whole, by_tree),
     donate_argnums=0,
   )
-  return run, jax.device_put(state, layout)
+
+  def wrapped(state, batch):
+    # Of the batch too some may lie elsewhere: what the reference says of it.
+    batch = jax.device_put(batch, by_tree)
+    if not config.sparse_layers:
+      return run(state, batch)
+    with jax.set_mesh(mesh):  # Experts find it there.
+      return run(state, batch)
+
+  return wrapped, jax.device_put(state, layout)
 
 
-def mesh(model_parallel: int = 1) -> Mesh:
-  """All devices as ("data", "model")."""
-  devices = np.array(jax.devices()).reshape(-1, model_parallel)
-  return Mesh(devices, (AXIS, "model"))
+def mesh(model_parallel: int = 1, expert_parallel: int = 1) -> Mesh:
+  """All devices as ("data", "expert", "model").
+
+  Args:
+    model_parallel: devices that share each matrix.
+    expert_parallel: devices that share the experts of a layer.
+
+  Raises:
+    InputError: the devices cannot be divided so.
+  """
+  shared = model_parallel * expert_parallel
+  if jax.device_count() % shared:
+    raise errors.InputError(
+      f"--config.train.expert_parallel: {expert_parallel}, on"
+      f" {jax.device_count()} devices; expected a divisor of them"
+    )
+  devices = np.array(jax.devices())
+  devices = devices.reshape(-1, expert_parallel, model_parallel)
+  return Mesh(devices, (AXIS, moe.EXPERT, MODEL))
+
+
+def layout(train: Any) -> Callable[[qwen3.Config], Any] | None:
+  """Where `config.train` has parameters lie: a shape -> their shardings.
+
+  None: on one device.
+  """
+  if train.parallel != "sharded":
+    return None
+  on = mesh(expert_parallel=train.expert_parallel)
+
+  def of(config):
+    return state_sharding(nn.unbox(_boxed(config)), config, on)
+
+  return of
+
+
+def _boxed(config):
+  """The parameters' shapes with their logical axes."""
+  return jax.eval_shape(
+    functools.partial(qwen3.init_params, config), jax.random.key(0)
+  )
 
 
 def state_sharding(state: Any, config: qwen3.Config, mesh: Mesh) -> Any:
   """A NamedSharding for every leaf: parameters and their moments alike."""
-  boxed = jax.eval_shape(
-    functools.partial(qwen3.init_params, config), jax.random.key(0)
-  )
-  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+  specs = nn.logical_to_mesh(nn.get_partition_spec(_boxed(config)), RULES)
   by_path = {
     jax.tree_util.keystr(path): spec
     for path, spec in jax.tree_util.tree_leaves_with_path(
@@ -109,13 +161,15 @@ def state_sharding(state: Any, config: qwen3.Config, mesh: Mesh) -> Any:
 
 
 def _fitting(spec, shape, mesh):
-  """Drops the axes that do not divide their dimension."""
-  return PartitionSpec(
-    *(
-      axis if axis and not size % mesh.shape[axis] else None
-      for axis, size in zip(spec, shape, strict=True)
-    )
-  )
+  """Drops axes, the last first, that do not divide their dimension."""
+
+  def fitting(axes, size):
+    axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    while size % math.prod(mesh.shape[axis] for axis in axes):
+      axes = axes[:-1]
+    return axes or None
+
+  return PartitionSpec(*map(fitting, spec, shape))
 
 
 def _split(count):

@@ -145,7 +145,10 @@ class PolicyGradient:
     batch, places = packed
     reference_log_probs = np.zeros_like(batch.mask)
     if config.train.kl_coef or watch.measures(index):
-      reference_log_probs = self.score(self._reference, batch)
+      # It chooses its own experts.
+      reference_log_probs = self.score(
+        self._reference, batch.replace(routes=None)
+      )
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       # From the host: a sharded step lays out its inputs itself.
@@ -197,12 +200,16 @@ def nothing_learnt(
 
 def over_updates(updates: Sequence[dict[str, Any]]) -> Scalars:
   """`train/` scalars of a step: the mean over its updates, and the last's."""
+
+  def name(key):  # Routers' have their own place.
+    return key if "/" in key else f"train/{key}"
+
   scalars = {
-    f"train/{k}": float(np.mean([u[k] for u in updates], dtype=np.float64))
+    name(k): float(np.mean([u[k] for u in updates], dtype=np.float64))
     for k in updates[0]
   }
   if len(updates) > 1:
-    scalars |= {f"train/{k}_last": float(v) for k, v in updates[-1].items()}
+    scalars |= {f"{name(k)}_last": float(v) for k, v in updates[-1].items()}
   return scalars
 
 
@@ -249,6 +256,7 @@ def pack(
       weights=[weights[i, : lengths[i]] for i in rows],
       advantages=samples.advantages[rows],
       sampler_log_probs=[completions[i].log_probs for i in rows],
+      routes=_routes(config, [completions[i] for i in rows]),
     ),
     shape,
   )
@@ -258,6 +266,12 @@ def pack(
   places = np.full(len(live), -1)
   places[rows] = at
   return batch, places
+
+
+def _routes(config, completions):
+  """The experts of the sampled tokens, where they are replayed."""
+  given = config.train.replay_routes and [c.routes for c in completions]
+  return given if given and given[0] is not None else None
 
 
 def score_rows(
@@ -282,7 +296,8 @@ def layout(config: Any) -> dict[str, int]:
 def spread(config: Any, policy: policy_lib.Policy, state: Any, step: Any):
   """The wrapper that `config.train.parallel` names, and the state for it."""
   if config.train.parallel == "sharded":
-    return parallel.sharded(step, state, policy.config, parallel.mesh())
+    mesh = parallel.mesh(expert_parallel=config.train.expert_parallel)
+    return parallel.sharded(step, state, policy.config, mesh)
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
   return wrap[config.train.parallel](step), state
 
@@ -338,7 +353,12 @@ def _step(config, policy, log_probs_fn, tx):
     reject_gap=t.reject_gap,
   )
   if config.optimizer == "adam":
-    return functools.partial(step_lib.train_step, loss_fn=loss_fn, tx=tx)
+    return functools.partial(
+      step_lib.train_step,
+      loss_fn=loss_fn,
+      tx=tx,
+      balance=t.router_aux_loss_coef,
+    )
   return functools.partial(
     natural.train_step,
     loss_fn=loss_fn,
@@ -350,4 +370,5 @@ def _step(config, policy, log_probs_fn, tx):
     iterations=n.iterations,
     max_kl=n.max_kl,
     tries=n.tries,
+    balance=t.router_aux_loss_coef,
   )

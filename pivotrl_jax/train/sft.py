@@ -158,22 +158,24 @@ def rows(chosen: Sequence[Demonstration]) -> batches.Rows:
   return batches.even_rows(prompts, actions)
 
 
-def train_step(log_probs_fn: Any, tx: Any):
-  """`train_step` with the SFT loss."""
+def train_step(log_probs_fn: Any, tx: Any, *, balance: float = 0.0):
+  """`train_step` with the SFT loss; `balance` as in `step.gradients`."""
   return functools.partial(
     step_lib.train_step,
     loss_fn=functools.partial(step_lib.sft_loss, log_probs_fn=log_probs_fn),
     tx=tx,
+    balance=balance,
   )
 
 
 def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
-  """`(params, micro) -> log-probs, entropies` of the policy of a run."""
+  """`step.policy_log_probs` of the policy of a run, of (params, micro)."""
   return functools.partial(
     step_lib.policy_log_probs,
     model(config, shape, config.model.attention),
     chunk=config.train.logits_chunk,
     temperature=temperature,
+    count=config.train.router_count,
   )
 
 
@@ -184,4 +186,5 @@ def model(config: Any, shape: qwen3.Config, attention: str) -> qwen3.Qwen3:
     dtype=jnp.dtype(config.model.dtype),
     remat=config.model.remat,
     attention=attention,
+    freeze_router=config.train.freeze_router,
   )

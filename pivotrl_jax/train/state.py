@@ -1,5 +1,6 @@
 """What a training run is, between steps; and its optimizer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -46,7 +47,32 @@ def optimizer(
   )
 
 
+def frozen(
+  tx: optax.GradientTransformation, chosen: Callable[[Any], bool]
+) -> optax.GradientTransformation:
+  """`tx`, but what is chosen stays as it is, and so do its moments.
+
+  The state is that of `tx`, so that a run can go on from one without.
+
+  Args:
+    tx: an optimizer, whose moments' paths end in those of their parameters.
+    chosen: path of a parameter, or of a moment of it -> whether it stays.
+  """
+
+  def update(grads, state, params=None):
+    updates, after = tx.update(grads, state, params)
+    updates = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.zeros_like(x) if chosen(path) else x, updates
+    )
+    after = jax.tree_util.tree_map_with_path(
+      lambda path, old, new: old if chosen(path) else new, state, after
+    )
+    return updates, after
+
+  return optax.GradientTransformation(tx.init, update)
+
+
 def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
-  """A state that has taken no step; parameters in float32."""
-  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  """A state that has taken no step; a copy of the parameters, in float32."""
+  params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

@@ -17,6 +17,7 @@ import optax
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.losses import logprobs
+from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
 
@@ -28,6 +29,7 @@ def train_step(
   loss_fn: Callable[..., Any],
   tx: optax.GradientTransformation,
   axis_name: str | None = None,
+  balance: float = 0.0,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
   """One optimizer update from all micro-batches of `batch`.
 
@@ -39,12 +41,13 @@ def train_step(
       arrays `[B, N]`.
     tx: the optimizer.
     axis_name: the pmap axis to sum over, if any.
+    balance: see `gradients`.
 
   Returns:
     The next state; the metrics of `gradients` with "update_norm"; and rows `[M, B, N]` under the old parameters.
   """
   grads, metrics, rows = gradients(
-    state.params, batch, loss_fn=loss_fn, axis_name=axis_name
+    state.params, batch, loss_fn=loss_fn, axis_name=axis_name, balance=balance
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   metrics["update_norm"] = optax.tree.norm(updates)
@@ -62,14 +65,34 @@ def gradients(
   *,
   loss_fn: Callable[..., Any],
   axis_name: str | None = None,
+  balance: float = 0.0,
 ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
   """The gradient of all micro-batches; see `train_step`.
 
+  Args:
+    params: where.
+    batch: arrays `[M, B, ...]`.
+    loss_fn: as there; of a mixture of experts there is "router" among the
+      sums, what its routers did, and it takes `router_load`.
+    axis_name: the pmap axis to sum over, if any.
+    balance: coefficient of `moe.balance_loss` beside the loss. It is a product
+      of means over the whole batch, of which one has no derivative: a forward
+      pass over all micro-batches finds that one first.
+
   Returns:
     The gradient; metrics, each a sum divided by "weight" ("loss", as the
-    gradient, by all that rows left out add too), with "grad_norm"; and rows
-    `[M, B, N]`.
+    gradient, by all that rows left out add too), with "grad_norm" and those of
+    `moe.statistics`; and rows `[M, B, N]`.
   """
+  if balance:
+    sums, _ = over_micro_batches(lambda x: loss_fn(params, x)[1], batch)
+    if axis_name is not None:
+      sums = jax.lax.psum(sums, axis_name)
+    router, (_, whole) = sums["router"], _divisors(sums)
+    count = jnp.maximum(router["tokens"].sum(), 1e-9)
+    # All that is summed is divided by `whole` in the end.
+    load = balance * moe.load(router) * whole / count
+    loss_fn = functools.partial(loss_fn, router_load=load)
 
   def one(micro):
     grad, (sums, rows) = jax.grad(loss_fn, has_aux=True)(params, micro)
@@ -78,13 +101,24 @@ def gradients(
   (grads, sums), rows = over_micro_batches(one, batch)
   if axis_name is not None:
     grads, sums = jax.lax.psum((grads, sums), axis_name)
-  weight = jnp.maximum(sums.pop("weight"), 1e-9)
-  whole = weight + sums.pop("left_out", 0.0)
+  weight, whole = _divisors(sums)
   grads = jax.tree.map(lambda x: x / whole, grads)
-  metrics = {name: value / weight for name, value in sums.items()}
+  metrics = {
+    name: value / weight
+    for name, value in sums.items()
+    if name not in ("weight", "left_out", "router")
+  }
   metrics["loss"] = sums["loss"] / whole
   metrics["grad_norm"] = optax.tree.norm(grads)
+  if "router" in sums:
+    metrics |= moe.statistics(sums["router"])
   return grads, metrics, rows
+
+
+def _divisors(sums):
+  """What metrics and what the loss is divided by."""
+  weight = jnp.maximum(sums["weight"], 1e-9)
+  return weight, weight + sums.get("left_out", 0.0)
 
 
 def over_micro_batches(
@@ -144,9 +178,14 @@ def policy_log_probs(
   *,
   chunk: int,
   temperature: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-  """Log-probs and entropies `[B, N, A]` of the action tokens of tries."""
-  hidden, unembed, targets = policy_outputs(model, params, micro)
+  count: str = "rows",
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  """Log-probs and entropies `[B, N, A]` of the action tokens of tries; and
+  what the policy's routers did, {} of one without; see `policy_outputs`.
+  """
+  hidden, unembed, targets, router = policy_outputs(
+    model, params, micro, count=count
+  )
   found = logprobs.token_log_probs(
     hidden,
     unembed,
@@ -163,25 +202,97 @@ def policy_log_probs(
     )
     return out.reshape(micro.actions.shape)
 
-  return jax.tree.map(back, found)
+  return *jax.tree.map(back, found), router
 
 
 def policy_outputs(
-  model: qwen3.Qwen3, params: Any, micro: batches.TrainBatch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Hidden states `[B * S, D]` of the action tokens in the order of
-  `micro.places`, the matrix `[D, V]` to their logits, and the tokens `[B * S]`.
+  model: qwen3.Qwen3,
+  params: Any,
+  micro: batches.TrainBatch,
+  *,
+  count: str = "rows",
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+  """What a policy says of a micro-batch.
+
+  Args:
+    model: the policy.
+    params: its parameters.
+    micro: arrays `[B, ...]`.
+    count: how often the sums of routers count a token of a trie, one of
+      `COUNTS`; see `router_tokens`.
+
+  Returns:
+    Hidden states `[B * S, D]` of the action tokens in the order of
+    `micro.places`, the matrix `[D, V]` to their logits, the tokens `[B * S]`;
+    and the sums of the routers of all layers, arrays `[L, ...]` (see
+    `moe.statistics`), {} of a policy without.
   """
   branch, targets, layout = branch_inputs(micro)
-  hidden = model.apply(
-    {"params": params},
-    micro.tries,
-    branch,
-    layout,
+  apply = functools.partial(
+    model.apply, {"params": params}, micro.tries, branch, layout,
     reach=micro.actions.shape[-1] - 1,
-  )
+  )  # fmt: skip
+  router = {}
+  if model.config.sparse_layers:
+    hidden, found = apply(
+      tokens=router_tokens(micro, branch, layout, count=count),
+      mutable=[moe.SUMS],
+    )
+    router = moe.stacked(found[moe.SUMS], model.config.sparse_layers, "sums")
+  else:
+    hidden = apply()
   unembed = qwen3.unembedding(params, model.config)
-  return hidden.reshape(-1, hidden.shape[-1]), unembed, targets.reshape(-1)
+  hidden = hidden.reshape(-1, hidden.shape[-1])
+  return hidden, unembed, targets.reshape(-1), router
+
+
+COUNTS = ("rows", "once")
+
+
+def router_tokens(
+  micro: batches.TrainBatch,
+  inputs: jax.Array,
+  layout: qwen3.Layout,
+  *,
+  count: str,
+) -> tuple[moe.Tokens, moe.Tokens]:
+  """What routers are told of the tokens of tries and of branches.
+
+  Args:
+    micro: arrays `[B, ...]`.
+    inputs, layout: of `branch_inputs`.
+    count: "rows": a token of a trie counts as often as branches see it, as
+      it would were each row a sequence of its own; "once": as often as it is
+      computed, a prompt's last token among its branches once too.
+  """
+  live = layout.branch_ends > 0
+  branch, offset = jnp.divmod(micro.places, micro.actions.shape[-1])
+  first = live & (offset == 0)
+  if count == "rows":
+    # Branches that leave the trie before a place, and at most at the last.
+    at = jnp.where(first, layout.past + 1, 0)
+    hits = (
+      jnp.zeros((len(at), micro.tries.shape[1] + 1))
+      .at[jnp.arange(len(at))[:, None], at]
+      .add(first.astype(jnp.float32))
+    )
+    before = jnp.cumsum(hits, 1)
+    end = jnp.take_along_axis(before, layout.ends, 1)
+    trie = jnp.where(layout.ends > 0, end - before[:, :-1], 0.0)
+    own = live.astype(jnp.float32)
+  else:
+    trie = (layout.ends > 0).astype(jnp.float32)
+    same = (layout.past[:, :, None] == layout.past[:, None]) & first[:, None]
+    same &= inputs[:, :, None] == inputs[:, None]
+    own = jnp.where(first, 1.0 / jnp.maximum(same.sum(-1), 1), live)
+  routes = None
+  if micro.routes is not None:
+    lines = jnp.arange(len(branch))[:, None]
+    routes = micro.routes.at[lines, branch, offset].get(
+      mode="fill", fill_value=-1
+    )
+    routes = jnp.moveaxis(routes, 2, 0)
+  return moe.Tokens(trie), moe.Tokens(own, routes)
 
 
 def token_weights(micro: batches.TrainBatch) -> jax.Array:
@@ -234,11 +345,12 @@ def branch_inputs(
   )  # fmt: skip
 
 
-def sft_loss(params, micro, *, log_probs_fn):
+def sft_loss(params, micro, *, log_probs_fn, router_load=None):
   """Negative log-likelihood of the demonstrations (paper, eq. 1)."""
-  log_probs, entropy = log_probs_fn(params, micro)
+  log_probs, entropy, router = log_probs_fn(params, micro)
   loss, sums = logprobs.sft_loss(log_probs, micro.mask)
   sums = sums | {"entropy": _masked_sum(entropy, micro.mask), "loss": loss}
+  loss, sums = _with_router(loss, sums, router, router_load)
   return loss, (sums, {"log_prob": _masked_rows(log_probs, micro.mask)})
 
 
@@ -255,13 +367,14 @@ def grpo_loss(
   importance_cap: float,
   importance_floor: float,
   reject_gap: float = 0.0,
+  router_load=None,
 ):
   """The clipped surrogate and its KL term (paper, eq. 7).
 
   Without `micro.old_log_probs` the step is the first on its batch: the old
   policy is the current one, its ratio 1.
   """
-  log_probs, entropy = log_probs_fn(params, micro)
+  log_probs, entropy, router = log_probs_fn(params, micro)
   old = micro.old_log_probs
   if old is None:
     old = jax.lax.stop_gradient(log_probs)
@@ -298,9 +411,25 @@ def grpo_loss(
     if kl_coef:
       loss = loss + kl_coef * penalty
   sums |= {"loss": loss, "entropy": _masked_sum(entropy, micro.mask)}
+  loss, sums = _with_router(loss, sums, router, router_load)
   gap = jnp.where(micro.mask > 0, old - micro.sampler_log_probs, 0.0)
   rows = {"log_prob": _masked_rows(log_probs, micro.mask), "gap": gap}
   return loss, (sums, rows)
+
+
+def _with_router(loss, sums, router, load):
+  """Adds what routers did to the sums, and their part to the loss.
+
+  Args:
+    loss, sums: of the policy; "loss" stays the policy's alone.
+    router: see `policy_outputs`.
+    load: `[E]` weights of the experts' probabilities, or None.
+  """
+  if not router:
+    return loss, sums
+  if load is not None:
+    loss = loss + (jax.lax.stop_gradient(load) * router["probs"].sum(0)).sum()
+  return loss, sums | {"router": jax.lax.stop_gradient(router)}
 
 
 def _flatten(x, *, width):

@@ -18,6 +18,7 @@ from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import policy
 from pivotrl_jax.models import hf
+from pivotrl_jax.models import mlp
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import step as step_lib
 
@@ -50,7 +51,9 @@ def _whole(shape, params, ids):
 
 
 class GoldenTest(parameterized.TestCase):
-  @parameterized.parameters("qwen3_tied", "qwen3_untied")
+  @parameterized.parameters(
+    "qwen3_tied", "qwen3_untied", "qwen3_moe", "qwen3_moe_raw"
+  )
   def test_logits_and_gradients_are_transformers(self, name):
     config, params, golden = _golden(name)
     shape = qwen3.config_from_hf(config)
@@ -136,7 +139,7 @@ class TreeTest(parameterized.TestCase):
       total, kept = 0.0, []
       for m in range(batch.tries.shape[0]):
         micro = jax.tree.map(lambda x, m=m: x[m], batch)
-        log_probs, _ = log_probs_fn(params, micro)
+        log_probs, *_ = log_probs_fn(params, micro)
         masked = jnp.where(micro.mask > 0, log_probs, 0.0)
         total += (masked * micro.mask * micro.advantages[..., None]).sum()
         kept.append(masked.sum(-1))
@@ -220,12 +223,12 @@ class SwigluTest(absltest.TestCase):
       return nn.silu(gate) * up
 
     chex.assert_trees_all_close(
-      jax.jvp(qwen3._swiglu, primals, tangents),
+      jax.jvp(mlp.swiglu, primals, tangents),
       jax.jvp(plain, primals, tangents),
       rtol=1e-5,
     )
     chex.assert_trees_all_close(
-      jax.vjp(qwen3._swiglu, *primals)[1](tangents[0]),
+      jax.vjp(mlp.swiglu, *primals)[1](tangents[0]),
       jax.vjp(plain, *primals)[1](tangents[0]),
       rtol=1e-5,
     )

@@ -21,6 +21,7 @@ READS = {
     "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking", "model",
     "seed", "method", "optimizer", "sft",
     *state_lib.ADAM, "train.steps", "train.init", "warm_start.steps",
+    "train.router_aux_loss_coef", "train.router_count", "train.freeze_router",
   ),
   # What is watched is sampled by one, and measured by the other.
   "but": ("rollout", "train.min_std"),
@@ -32,7 +33,7 @@ IDLE = (
   "train.kl", "train.kl_coef", "train.loss_norm", "train.importance_cap",
   "train.importance_floor", "train.updates_per_batch", "train.natural_every",
   "train.natural_groups", "train.natural_directions", "train.natural_damping",
-  "train.keep_groups",
+  "train.keep_groups", "train.replay_routes",
 )  # fmt: skip
 OPTIMIZERS = ("adam",)
 SAMPLES = IN_WORLD = False
@@ -62,7 +63,12 @@ def build(
   shape = sft.plan(config, demonstrations, **policy_gradient.layout(config))
   log_probs_fn = sft.log_probs_fn(config, policy.config)
   step, state = policy_gradient.spread(
-    config, policy, state, sft.train_step(log_probs_fn, tx)
+    config,
+    policy,
+    state,
+    sft.train_step(
+      log_probs_fn, tx, balance=config.train.router_aux_loss_coef
+    ),
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
@@ -79,8 +85,7 @@ def build(
         dtype=config.model.dtype,
       )  # fmt: skip
     state, metrics, _ = step(state, batch)
-    metrics = jax.device_get(metrics)
-    scalars |= {f"train/{k}": float(v) for k, v in metrics.items()}
+    scalars |= policy_gradient.over_updates([jax.device_get(metrics)])
     return state, scalars | watch.held_out(state.params, index), []
 
   return advance, state
