@@ -659,9 +659,9 @@ def _count_sharing():
   )
   print(
     "| source | prompts | separate | trunks | least | computed | rho"
-    " | trunks / least | computed / least |"
+    " | trunks / least | computed / least | the same of steps |"
   )
-  print("|---|---|---|---|---|---|---|---|---|")
+  print("|---|---|---|---|---|---|---|---|---|---|")
   counts = [
     found[key] for key in ("prompts", *(f"tokens_{k}" for k in _COUNTED))
   ]
@@ -669,7 +669,8 @@ def _count_sharing():
     f"| {path.name} | {' | '.join(f'{n:,}' for n in counts)}"
     f" | {found['rho']:.1f}"
     f" | {found['tokens_trunks'] / found['tokens_least']:.2f}"
-    f" | {found['computed_over_least']:.3f} |"
+    f" | {found['computed_over_least']:.3f}"
+    f" | {found['step_computed_over_least']:.3f} |"
   )
   return found
 

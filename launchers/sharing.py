@@ -13,6 +13,7 @@ from configs import common
 from pivotrl_jax import errors
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.data import batches
 from pivotrl_jax.data import importers
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import jax_sampler
@@ -20,6 +21,8 @@ from pivotrl_jax.engines import policy
 from pivotrl_jax.engines import prefix_cache
 from pivotrl_jax.pivots import candidates
 from pivotrl_jax.pivots import rollouts
+
+_ACTION = 60  # Tokens of an action, where only prompts are given.
 
 
 def sharing(
@@ -37,7 +40,8 @@ def sharing(
     Counts of trajectories, prompts and tokens: as separate sequences; in
     trunks, which share with the prompts that they are whole prefixes of; least,
     each node of the trie once; and those that a profile of a run's defaults
-    computes, padding, cuts and what was forgotten included.
+    computes, padding, cuts and what was forgotten included. The last also of
+    training steps on random turns, actions included, over the least.
 
   Raises:
     InputError: no prompt is in it.
@@ -68,6 +72,7 @@ def sharing(
     "tokens_computed": computed,
     "rho": float(order.lengths.sum() / least),
     "computed_over_least": computed / least,
+    "step_computed_over_least": stepped(prompts),
   }
 
 
@@ -112,3 +117,38 @@ def profiled(found: Sequence[Sequence[np.ndarray]]) -> int:
       computed += sum(jax_sampler.chunks(int(missing)))
     computed += len(prompts)  # Their last tokens begin the samples.
   return computed
+
+
+def stepped(prompts: Sequence[np.ndarray]) -> float:
+  """What steps on random turns compute over the least, rollouts included.
+
+  Steps of a run's defaults, B turns of G actions of `_ACTION` tokens each:
+  their prompts are prefilled, and stand in the batch of the loss.
+  """
+  config = common.base("swe", "")
+  count, size = config.rollout.pivots_per_step, config.rollout.group_size
+  rng = np.random.default_rng(config.seed)
+  steps = [
+    [
+      prompts[i]
+      for i in rng.integers(0, len(prompts), count)
+      for _ in range(size)
+    ]
+    for _ in range(batches.PLANNED)
+  ]
+  lengths = [_ACTION] * count * size
+  shape = batches.plan(
+    [(rows, lengths) for rows in steps],
+    longest=max(map(len, prompts)),
+    width=config.rollout.max_tokens,
+    batch_tokens=config.train.batch_tokens,
+  )
+  actions = [np.zeros(n, np.int32) for n in lengths]
+  computed = least = 0
+  for rows in steps:
+    batch, _ = batches.pack(batches.even_rows(rows, actions, actions), shape)
+    tokens = trees.order(rows).tokens()
+    prefilled = sum(jax_sampler.chunks(tokens))
+    computed += prefilled + sum(lengths) + batches.computed_tokens(batch)
+    least += 2 * (tokens + sum(lengths))
+  return computed / least

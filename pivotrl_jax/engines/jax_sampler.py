@@ -270,7 +270,7 @@ class JaxSampler:
       self._pool = self._empty_pool()
     if not len(held.new):
       return
-    trie, slots = held.trie, held.slots
+    slots = held.slots
     if (slots == np.arange(len(slots))).all():
       # It stands in the pool as it is laid out: no copy.
       self._pool = self._prefilled(held, self._pool, self._cache.size)
