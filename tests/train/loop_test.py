@@ -239,7 +239,7 @@ def _loss(config, group):
   t = config.train
   _, (sums, _) = step_lib.grpo_loss(
       {}, micro,
-      log_probs_fn=lambda params, micro: (jnp.zeros(micro.mask.shape),) * 2,
+      log_probs_fn=lambda _, micro: (*(jnp.zeros(micro.mask.shape),) * 2, {}),
       clip_low=t.clip_low, clip_high=t.clip_high, kl=t.kl, kl_coef=t.kl_coef,
       loss_norm=t.loss_norm, importance_cap=0.0, importance_floor=0.0,
   )  # fmt: skip

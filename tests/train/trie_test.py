@@ -12,14 +12,12 @@ import optax
 import pytest
 
 from configs import swe
-from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.models import qwen3
-from pivotrl_jax.pivots import rollouts
-from pivotrl_jax.train import loop
+from pivotrl_jax.train import policy_gradient
 from pivotrl_jax.train import step as step_lib
 from pivotrl_jax.train import trie_log
 
@@ -132,6 +130,7 @@ def test_order_packing_cut_and_body_change_nothing():
     **{
       f.name: [getattr(rows, f.name)[i] for i in order]
       for f in dataclasses.fields(rows)
+      if f.name != "routes"
     }
   )
   longest = max(map(len, rows.prompts))
@@ -159,28 +158,23 @@ def test_order_packing_cut_and_body_change_nothing():
 def test_rows_that_move_nothing_are_left_out(norm):
   """A group that agrees, and of another the action at the group's mean."""
   rows = _rows(4, 12)
-  rewards = np.array(
-    [[1, 0, 0, 1], [1, 1, 1, 1], [1, 0.5, 0, 0.5]], np.float32
-  )
+  rewards = np.array([[1, 0, 0, 1], [1, 1, 1, 1], [1, 0.5, 0, 0.5]], np.float32)
   alive = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]], bool)
-  groups = [
-    rollouts.Group(
-      rollouts.Turn(None, rows.prompts[g], (), {}),
-      tuple(
-        base.Completion(ids, np.full(len(ids), -4.0, np.float32), "stop")
-        for ids in rows.actions[4 * g : 4 * g + 4]
-      ),
-      ("",) * 4,
-      tuple(types.Verdict(float(r), "r") for r in rewards[g]),
-    )
-    for g in range(3)
-  ]
   config = swe.get_config("tiny")
   config.train.loss_norm = norm
+  samples = policy_gradient.Samples(
+    prompts=[rows.prompts[i // 4] for i in range(12)],
+    completions=[
+      base.Completion(ids, np.full(len(ids), -4.0, np.float32), "stop")
+      for ids in rows.actions[:12]
+    ],
+    advantages=policy_gradient.advantages(config, rewards).reshape(-1),
+    kept=np.ones(12, bool),
+  )
 
   def packed(kl_coef):
     config.train.kl_coef = kl_coef
-    return loop._pack(config, groups, rewards, np.ones_like(alive), None)
+    return policy_gradient.pack(config, samples, None)
 
   part, places = packed(0.0)
   whole, all_places = packed(0.1)  # A penalty is on all rows.
