@@ -57,6 +57,7 @@ def test_a_run(address, tmp_path):
   config.train.steps = 2
   config.train.watch_prompts = 0
   config.train.natural_every = 0
+  config.train.kl_coef = 1e-3  # So that groups that agree are trained on too.
   config.engine.update({"name": "sglang", "urls": address, "patience": 600.0})
   stages = ["import", "candidates", "profile", "select", "train"]
   main.run(config, tmp_path / "run", stages)
