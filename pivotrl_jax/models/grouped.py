@@ -129,7 +129,7 @@ def _blocks(sizes, size):
 def _block(i, sizes, size):
   """Of block i: its group, its first row, and where its group ends."""
   ends = jnp.cumsum(_blocks(sizes, size))
-  group = jnp.searchsorted(ends, i, side="right", method="compare_all")
+  group = (ends <= i).sum()
   before = i - (ends - _blocks(sizes, size))[group]
   end = jnp.cumsum(sizes)[group]
   return group, end - sizes[group] + before * size, end
