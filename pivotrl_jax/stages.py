@@ -187,16 +187,12 @@ HARMLESS = (
     "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
-    "train.expert_parallel", "train.parallel", "train.save_every", "train.watch_actions",
+    "train.expert_parallel", "train.parallel", "train.save_every",
+    "train.watch_actions",
     "train.watch_every", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
     "verifier.judge.retries",
     "verifier.judge.timeout", "verifier.judge.url",
-)  # fmt: skip
-
-# What `train` does about routers where one asks for it.
-_ROUTERS = (
-  "train.router_aux_loss_coef", "train.freeze_router", "train.replay_routes",
 )  # fmt: skip
 
 # Inputs that a run may lack: without a warm start, without a world.
@@ -384,7 +380,7 @@ def _idle(config, name):
   else:
     idle.append("natural")
   # Switches that are off: runs from before there were any have none.
-  idle += [key for key in _ROUTERS if not _value(config, key)]
+  idle += [f"train.{k}" for k in policy.OF_EXPERTS if not config.train[k]]
   if not config.train.router_aux_loss_coef:
     idle.append("train.router_count")
   if not config.warm_start.steps:
@@ -400,10 +396,6 @@ def _idle(config, name):
   elif name in ("baseline", "evaluate"):
     idle += ["domain", "world"]
   return idle
-
-
-def _value(config, key):
-  return flat(config.to_dict())[key]
 
 
 def _within(key, names):

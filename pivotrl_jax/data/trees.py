@@ -13,6 +13,8 @@ import dataclasses
 
 import numpy as np
 
+_TOKEN = np.dtype(np.uint32)  # Of a key, for equality.
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -66,7 +68,7 @@ def order(prompts: Sequence[np.ndarray]) -> Order:
     ValueError: a prompt is empty.
   """
   # Rows of a group often are one array: looked at once.
-  keys = {id(p): np.asarray(p[:-1], ">u4").tobytes() for p in prompts}
+  keys = {id(p): key(p) for p in prompts}
   for row, prompt in enumerate(prompts):
     if not len(prompt):
       raise ValueError(f"prompt {row} is empty; expected >= 1 token")
@@ -74,16 +76,23 @@ def order(prompts: Sequence[np.ndarray]) -> Order:
   lengths = np.array([len(prompts[i]) - 1 for i in rows], int)
   shared = np.zeros(len(rows), int)
   for n in range(1, len(rows)):
-    shared[n] = _shared(prompts[rows[n - 1]], prompts[rows[n]])
+    shared[n] = common(*(keys[id(prompts[i])] for i in rows[n - 1 : n + 1]))
   return Order(np.array(rows, int), lengths, shared)
 
 
-def _shared(left, right):
-  size = min(len(left), len(right)) - 1
+def key(prompt: np.ndarray) -> bytes:
+  """A prompt without its last token; bytes in the order of the prompts."""
+  return np.asarray(prompt[:-1], ">u4").tobytes()
+
+
+def common(left: bytes, right: bytes) -> int:
+  """How many first tokens two keys share."""
+  size = min(len(left), len(right)) // _TOKEN.itemsize
   if left is right:
     return size
-  differ = np.flatnonzero(left[:size] != right[:size])
-  return differ[0] if len(differ) else size
+  left, right = (np.frombuffer(x, _TOKEN, size) for x in (left, right))
+  differ = np.flatnonzero(left != right)
+  return int(differ[0]) if len(differ) else size
 
 
 def build(prompts: Sequence[np.ndarray], given: Order | None = None) -> Trie:

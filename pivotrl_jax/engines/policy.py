@@ -146,7 +146,7 @@ def check(config: Any) -> None:
 def _check_experts(train, path, shape):
   """Keys of routers and experts beside a policy that has them, or has none."""
   if not shape.sparse_layers:
-    idle = [f"train.{name}" for name in _OF_EXPERTS if train[name]]
+    idle = [f"train.{name}" for name in OF_EXPERTS if train[name]]
     if idle:
       logging.warning(
         "config: without effect are %s (as %s has no experts)",
@@ -162,7 +162,8 @@ def _check_experts(train, path, shape):
     )
 
 
-_OF_EXPERTS = ("router_aux_loss_coef", "freeze_router", "replay_routes")
+# Of `train`: what it does about routers where one asks for it.
+OF_EXPERTS = ("router_aux_loss_coef", "freeze_router", "replay_routes")
 
 
 def template_kwargs(config: Any) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class PrefixCache:
     asked: dict[bytes, np.ndarray] = {}
     replaced = set()
     for row, path in trees.paths(part):
-      key = np.asarray(prompts[row][:-1], _ORDERED).tobytes()
+      key = trees.key(prompts[row])
       if not key or key in asked:
         continue
       asked[key] = path
@@ -95,18 +95,8 @@ class PrefixCache:
     """How many tokens a known prompt shares with this one at most, and it."""
     at = bisect.bisect_left(self._sorted, key)
     around = self._sorted[max(0, at - 1) : at + 1]
-    return max([(_shared(k, key), k) for k in around], default=(0, b""))
+    return max([(trees.common(k, key), k) for k in around], default=(0, b""))
 
   def _forget(self, key):
     self._users[self._known.pop(key)] -= 1
     del self._sorted[bisect.bisect_left(self._sorted, key)]
-
-
-_ORDERED = np.dtype(">u4")  # Whose bytes are in the order of the tokens.
-
-
-def _shared(left, right):
-  size = min(len(left), len(right)) // _ORDERED.itemsize
-  pair = [np.frombuffer(x, _ORDERED, size) for x in (left, right)]
-  differ = np.flatnonzero(pair[0] != pair[1])
-  return int(differ[0]) if len(differ) else size

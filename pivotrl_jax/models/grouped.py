@@ -135,12 +135,14 @@ def _block(i, sizes, size):
   return group, end - sizes[group] + before * size, end
 
 
-def permuted(rows: jax.Array, order: jax.Array) -> jax.Array:
-  """`rows[order]` of a permutation, whose transpose is a gather too.
+def permuted(
+  rows: jax.Array, order: jax.Array, inverse: jax.Array
+) -> jax.Array:
+  """`rows[order]` of a permutation, whose transpose, by its inverse, is a
+  gather too.
 
   Autodiff's is a scatter: slow on CPU, of no fixed order on GPU.
   """
-  inverse = jnp.argsort(order)
   return jax.custom_derivatives.linear_call(
     functools.partial(_take, 0), functools.partial(_take, 1),
     (order, inverse), rows,

@@ -167,14 +167,15 @@ def _dispatch(x, routes, weights, matrices, *, first):
   mine = (expert >= 0) & (expert < count)
   expert = jnp.where(mine, expert, count)
   order = jnp.argsort(expert, stable=True)
+  inverse = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=count + 1)[:count]
   rows = jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0)
-  rows = grouped.permuted(rows, order)
+  rows = grouped.permuted(rows, order, inverse)
   gate, up, down = (
     functools.partial(_product, matrix, sizes) for matrix in matrices
   )
   found = down(mlp.swiglu(gate(rows), up(rows)))
-  found = grouped.permuted(found, jnp.argsort(order))
+  found = grouped.permuted(found, inverse, order)
   share = jnp.where(mine, weights.reshape(-1), 0.0)[:, None]
   found = jnp.where(mine[:, None], found, 0) * share.astype(found.dtype)
   return found.reshape(-1, k, x.shape[-1]).sum(1).reshape(x.shape)

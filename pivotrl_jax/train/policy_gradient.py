@@ -178,16 +178,14 @@ class PolicyGradient:
 
 
 def nothing_learnt(
-  state: Any,
-  index: int,
-  verdicts: Sequence[types.Verdict],
-  cut_off: int,
+  state: Any, index: int, verdicts: Sequence[types.Verdict]
 ) -> tuple[Any, Scalars]:
   """The state after a step without any sample that counts, and its scalars.
 
   Says so in a line; parameters and moments stay as they are.
   """
   missing = sum(v.reward is None for v in verdicts)
+  cut_off = sum(v.reason == "cut_off" for v in verdicts)
   logging.warning(
     "train: step %d learns nothing: of %d samples %d were cut off and %d have"
     " no verdict; %s",

@@ -90,8 +90,11 @@ def test_rows_behind_the_groups_may_hold_anything(body):
 def test_permuted_is_a_gather_both_ways():
   order = jnp.array([2, 0, 3, 1])
   rows = jnp.arange(8.0).reshape(4, 2)
-  out, back = jax.vjp(lambda x: grouped.permuted(x, order), rows)
+  inverse = jnp.argsort(order)
+  out, back = jax.vjp(lambda x: grouped.permuted(x, order, inverse), rows)
   np.testing.assert_array_equal(out, rows[order])
   np.testing.assert_array_equal(back(out)[0], rows)
-  _, moved = jax.jvp(lambda x: grouped.permuted(x, order), (rows,), (2 * rows,))
+  _, moved = jax.jvp(
+    lambda x: grouped.permuted(x, order, inverse), (rows,), (2 * rows,)
+  )
   np.testing.assert_array_equal(moved, 2 * rows[order])

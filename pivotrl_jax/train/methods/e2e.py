@@ -157,10 +157,7 @@ class _EndToEnd:
       )
     else:
       verdicts = [v for g in groups for v in g.verdicts]
-      cut_off = [v.reason for v in verdicts].count("cut_off")
-      state, updated = policy_gradient.nothing_learnt(
-        state, index, verdicts, cut_off
-      )
+      state, updated = policy_gradient.nothing_learnt(state, index, verdicts)
     scalars |= updated | watch.held_out(state.params, index)
     return state, scalars, _rows(config, index, groups, advantages)
 

@@ -174,10 +174,7 @@ class _PivotRL:
       )
     else:
       verdicts = [v for g in groups for v in g.verdicts]
-      cut_off = [v.reason for v in verdicts].count("cut_off")
-      state, updated = policy_gradient.nothing_learnt(
-        state, index, verdicts, cut_off
-      )
+      state, updated = policy_gradient.nothing_learnt(state, index, verdicts)
     scalars |= updated | watch.held_out(state.params, index)
     if self._again:
       self._again.note(scalars)
