@@ -1,7 +1,22 @@
 """Counts compiled programs: after the first step of a stage there are none."""
 
+import contextlib
+
 from absl import logging
 import jax
+
+_expected = 0  # How many parts of the program are warming up.
+
+
+@contextlib.contextmanager
+def expected():
+  """What is compiled within, by any thread, is a warm-up, and not counted."""
+  global _expected
+  _expected += 1
+  try:
+    yield
+  finally:
+    _expected -= 1
 
 
 class Compilations:
@@ -17,7 +32,7 @@ class Compilations:
     jax.monitoring.register_event_duration_secs_listener(self._heard)
 
   def _heard(self, event, duration, **_):
-    if event.endswith("backend_compile_duration"):
+    if event.endswith("backend_compile_duration") and not _expected:
       self.count += 1
       self.seconds += duration
 

@@ -17,6 +17,8 @@ class SamplingParams:
     temperature: 0 takes the likeliest token.
     top_p: nucleus mass in (0, 1].
     top_k: 0 keeps the whole vocabulary.
+    goes_on: whether rows that are cut off come again with what they said, so
+      that it is worth to keep what was computed of it.
   """
 
   max_tokens: int
@@ -24,6 +26,7 @@ class SamplingParams:
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
+  goes_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Engine(Protocol):
     *,
     prompts: int,
     rows: int,
+    longest: int = 0,
   ) -> None:
     """Makes ready for calls of `sample`, so that none of them compiles.
 
@@ -118,6 +122,8 @@ class Engine(Protocol):
       sampling: how.
       prompts: most distinct prompts of a call.
       rows: most rows of one prompt.
+      longest: most tokens of prompts of which only the calls will tell how
+        long they are: what these need is readied when the first comes.
     """
 
   def load(self, weights: Any, version: str) -> None:

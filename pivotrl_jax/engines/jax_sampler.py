@@ -14,13 +14,14 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pivotrl_jax import compilations
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import prefix_cache
@@ -29,11 +30,12 @@ from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
 
-_SHORTEST = 256  # Tokens of the shortest line that has a program of its own.
+_SHORTEST = 64  # Tokens of the shortest line that has a program of its own.
 _SMALLEST = 8  # Rows of the smallest batch, about.
-_LAID_OUT = 4096  # Of the smallest trie that is copied out of the pool.
+_LAID_OUT = 1024  # Tokens of the smallest trie that is copied out of the pool.
 _READ = 8  # What it costs to read a key, in rows that see it.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
+_PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
 
 @dataclasses.dataclass
@@ -135,6 +137,8 @@ class JaxSampler:
     self._chunk = chunk
     self._params = None
     self._room: Room | None = None
+    # What is not compiled yet, by kind and size -> what compiles it.
+    self._cold: dict[tuple[str, int], list[Callable[[], None]]] = {}
     self._pool: Any = None
     self._cache = prefix_cache.PrefixCache(_PREFILLED[-1])
     self.version = ""
@@ -153,46 +157,68 @@ class JaxSampler:
     *,
     prompts: int,
     rows: int,
+    longest: int = 0,
   ) -> None:
     """See `engines.base.Engine`."""
-    self._room = self._fitting(lengths, prompts, rows)
-    self._grow(pool_size(lengths, prompts, self._batch_tokens))
-    jobs = [self._warm_up_prefill]
-    for length in self._room.lengths:
-      shapes = self._room.shapes(length)
-      for i in range(len(shapes)):
-        jobs.append(
-          functools.partial(self._warm_up, length, shapes[i:], sampling)
-        )
+    every = [*lengths, *[longest] * prompts] if longest else [*lengths]
+    least = 1 if longest else min(every)
+    self._room = room = self._fitting(least, max(every), prompts, rows)
+    self._grow(pool_size(every, prompts, self._batch_tokens))
+    self._pool = self._pool or self._empty_pool()
+    self._cold = {
+      (_PREFILL, size): [functools.partial(self._warm_up_prefill, size)]
+      for size in self._laid_out
+    }
+    for length in room.lengths:
+      shapes = room.shapes(length)
+      self._cold[_DECODE, length] = [
+        functools.partial(self._warm_up_decode, length, shapes[i:], sampling)
+        for i in range(len(shapes))
+      ]
+    if lengths:
+      least, most = (room.length(end(lengths)) for end in (min, max))
+      self._warm(
+        key
+        for key in list(self._cold)
+        if key[0] == _PREFILL or least <= key[1] <= most
+      )
+
+  def _warm(self, keys):
+    """Compiles what of `keys` is cold."""
+    jobs = [job for key in keys for job in self._cold.pop(key, ())]
+    if not jobs:
+      return
     # Compiling mostly waits for a library that lets other threads run.
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+    with (
+      compilations.expected(),
+      concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
       list(threads.map(lambda job: job(), jobs))
 
-  def _warm_up_prefill(self):
-    pool = self._empty_pool()
-    for size in self._laid_out:
-      ends = np.zeros(size, np.int32)
-      trie = _taken(pool, ends)
-      for n in _PREFILLED:
-        nothing = np.zeros(n, np.int32)
-        trie = _prefill(
-          self._model, self._params, nothing, nothing + size, nothing, trie,
-          ends,
-        )  # fmt: skip
-      pool = _kept(pool, trie, ends + self._cache.size)
+  def _warm_up_prefill(self, size):
+    ends = np.zeros(size, np.int32)
+    trie = _taken(self._pool, ends)
+    for n in _PREFILLED:
+      nothing = np.zeros(n, np.int32)
+      trie = _prefill(
+        self._model, self._params, nothing, nothing + size, nothing, trie, ends
+      )
+    # Given up, hence no place for what is kept.
+    _kept(self._empty_pool(), trie, ends + self._cache.size)
 
-  def _warm_up(self, length, shapes, sampling):
+  def _warm_up_decode(self, length, shapes, sampling):
     """Runs the programs of a shape without a step, and drops to the others."""
-
-    def start():
-      size, rows = shapes[0]
-      slots = np.zeros((size, length), np.int32)
-      tries = _lines(self._model.attention, self._empty_pool(), slots), slots
-      return tries, self._state(np.zeros((size, rows), np.int32), sampling)
-
-    self._steps(*start(), 0, 0, sampling)
+    size, rows = shapes[0]
+    slots = np.zeros((size, length), np.int32)
+    tries = _lines(self._model.attention, self._pool, slots), slots
+    state = self._state(np.zeros((size, rows), np.int32), sampling)
+    state, *_ = self._steps(tries, state, 0, 0, sampling)
+    if sampling.goes_on:
+      nowhere = np.full((size, rows, sampling.max_tokens), self._cache.size)
+      _kept_own(
+        self._empty_pool(), state["cache"], nowhere.astype(np.int32)
+      )
     for size, rows in shapes[1:]:
-      tries, state = start()
       _gather(tries, state, np.zeros(size, int), np.zeros((size, rows), int))
 
   @property
@@ -200,7 +226,7 @@ class JaxSampler:
     """Tokens of a trie that is laid out beside the pool, ascending."""
     sizes = [_LAID_OUT]
     while sizes[-1] < self._cache.size:
-      sizes.append(4 * sizes[-1])
+      sizes.append(8 * sizes[-1])
     return [*sizes[:-1], self._cache.size]
 
   def _empty_pool(self):
@@ -209,12 +235,12 @@ class JaxSampler:
     one = functools.partial(jnp.zeros, shape, self._model.dtype)
     return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
-  def _fitting(self, lengths, prompts, rows):
-    """The room for prompts of these lengths, `rows` at most on one."""
-    longest = max(trees.bucket(max(lengths)), _SHORTEST)
+  def _fitting(self, least, most, prompts, rows):
+    """The room for prompts of so many tokens, `rows` at most on one."""
+    longest = max(trees.bucket(most), _SHORTEST)
     used = {
       min(_line(n), longest)
-      for n in range(min(lengths), longest + _SHORTEST, _SHORTEST)
+      for n in range(least, longest + _SHORTEST, _SHORTEST)
     }
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
@@ -251,7 +277,9 @@ class JaxSampler:
     if room is None:
       distinct = 1 + int((order.lengths > order.shared).sum())
       rows = -(-len(prompts) // distinct)
-      room = self._fitting(order.lengths.tolist(), distinct, rows)
+      room = self._fitting(
+        int(order.lengths.min()), longest, distinct, rows
+      )
     wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
     self._grow(max(longest, wanted))
     out: list[base.Completion | None] = [None] * len(prompts)
@@ -273,9 +301,11 @@ class JaxSampler:
     slots = held.slots
     if (slots == np.arange(len(slots))).all():
       # It stands in the pool as it is laid out: no copy.
+      self._warm([(_PREFILL, self._cache.size)])
       self._pool = self._prefilled(held, self._pool, self._cache.size)
       return
     size = next(size for size in self._laid_out if size >= len(slots))
+    self._warm([(_PREFILL, size)])
     taken = np.zeros(size, np.int32)
     taken[: len(slots)] = slots
     kv = self._prefilled(held, _taken(self._pool, taken), size)
@@ -300,6 +330,7 @@ class JaxSampler:
   def _run(self, group, room, prompts, sampling, seeds):
     """Samples one batch of lines; yields (row, Completion)."""
     length = room.length(max(len(line.slots) for line in group))
+    self._warm([(_DECODE, length)])
     shapes = room.shapes(length)
     tries, state, rows = self._start(
       group, length, shapes, prompts, sampling, seeds
@@ -333,6 +364,8 @@ class JaxSampler:
       if keep is not None:
         tries, state = _gather(tries, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
+    if sampling.goes_on:
+      self._keep(state, rows[tuple(place)], prompts, ids[tuple(place)])
     stopped = np.isin(
       np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
       sampling.stop_ids,
@@ -350,6 +383,15 @@ class JaxSampler:
           routes=None if routes is None else routes[at][:size].copy(),
         ),
       )
+
+  def _keep(self, state, rows, prompts, ids):
+    """Keeps the keys of rows `[B, N]` that are not done, with their `ids`."""
+    slots = np.full(ids.shape, self._cache.size, np.int32)  # Nowhere.
+    for at in zip(*np.nonzero(~np.asarray(state["done"])), strict=True):
+      found = self._cache.extend(prompts[rows[at]], ids[at])
+      if found is not None:
+        slots[at] = found
+    self._pool = _kept_own(self._pool, state["cache"], slots)
 
   def _steps(self, tries, state, start, end, sampling):
     """`_decode` with this engine's weights."""
@@ -496,6 +538,21 @@ def _kept(pool, kv, slots):
   """The pool with `kv` `[K, T, C]` in `slots` `[T]`; those past it are none."""
   return jax.tree.map(
     lambda x, new: x.at[:, slots].set(new, mode="drop"), pool, kv
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _kept_own(pool, cache, slots):
+  """The pool with what branches hold of their own, in slots `[B, N, A]`."""
+
+  def put(x, own):  # `[B, N, K, A', C]`, A' >= A.
+    own = jnp.moveaxis(own[:, :, :, : slots.shape[-1]], 2, 0)
+    own = own.reshape(len(x), -1, x.shape[-1])
+    return x.at[:, slots.reshape(-1)].set(own, mode="drop")
+
+  return tuple(
+    (put(k, jnp.swapaxes(own_k, -1, -2)), put(v, own_v))
+    for (k, v), (own_k, own_v) in zip(pool, cache, strict=True)
   )
 
 

@@ -44,6 +44,7 @@ class PrefixCache:
     self._known: dict[bytes, np.ndarray] = {}
     self._sorted: list[bytes] = []
     self._users = np.zeros(self.size, int)  # Known prompts on each slot.
+    self._asked: frozenset[bytes] = frozenset()  # Of the last part.
 
   def grow(self, size: int) -> None:
     """Makes room for `size` tokens."""
@@ -84,12 +85,39 @@ class PrefixCache:
     while (free := np.flatnonzero(self._users == 0)).size < len(new):
       self._forget(next(iter(self._known)))
     slots[new] = free[: len(new)]
+    self._asked = frozenset(asked)
     self._users[pinned] -= 1
     for key, path in asked.items():
       self._known[key] = slots[path]
       self._users[slots[path]] += 1
       bisect.insort(self._sorted, key)
     return Held(trie, slots, new)
+
+  def extend(self, prompt: np.ndarray, said: np.ndarray) -> np.ndarray | None:
+    """Takes up what was sampled after a prompt of the part held last.
+
+    Args:
+      prompt: `[P]`.
+      said: `[A]` what followed it.
+
+    Returns:
+      `[A]` the slots of the prompt's last token and of `said` but for its
+      last; None where they are held, or there is no room beside the part.
+    """
+    before = self._known.get(trees.key(prompt), np.zeros(0, int))
+    key = trees.key(np.concatenate([prompt, said]))
+    if key in self._known:
+      return None
+    while (free := np.flatnonzero(self._users == 0)).size < len(said):
+      oldest = next(iter(self._known))
+      if oldest in self._asked:
+        return None
+      self._forget(oldest)
+    slots = free[: len(said)]
+    self._known[key] = np.concatenate([before, slots])
+    self._users[self._known[key]] += 1
+    bisect.insort(self._sorted, key)
+    return slots
 
   def _nearest(self, key):
     """How many tokens a known prompt shares with this one at most, and it."""

@@ -69,6 +69,7 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
       app(service),
       log_level="warning",
       timeout_keep_alive=75,
+      proxy_headers=False,
       timeout_graceful_shutdown=_GRACE,
     )
   )
@@ -114,6 +115,7 @@ def make(config: Any, policy: policy_lib.Policy) -> service_lib.Service:
     base.SamplingParams(
       max_tokens=given.slice_tokens,
       stop_ids=policy.tokenizer.stop_ids,
+      goes_on=True,
     ),
     prompts=given.batch_rows,
     rows=1,

@@ -107,6 +107,7 @@ class SGLang:
     *,
     prompts: int,
     rows: int,
+    longest: int = 0,
   ) -> None:
     """Hands the call on to servers of our own; SGLang needs none."""
     self._prepared = {
@@ -114,6 +115,7 @@ class SGLang:
       "sampling": dataclasses.asdict(sampling),
       "prompts": prompts,
       "rows": rows,
+      "longest": longest,
     }
     with _for_good():
       for server in self._holders():

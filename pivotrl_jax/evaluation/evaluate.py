@@ -69,15 +69,18 @@ def _evaluate(config, name, policy):
 
 
 def _prepare(config, policy, engine):
-  """Readies the engine for episodes of any length, or else for questions."""
+  """Readies the engine for episodes and questions of any length."""
   tasks = config.evaluation.tasks if worlds.of(config) else 0
   asked = len(suites.SUITES) * config.evaluation.suites
   count = max(tasks, config.evaluation.questions, asked)
   if not count:
     return
-  longest = _longest(config) if tasks else 1
   engine.prepare(
-    range(1, longest + 1), _sampling(config, policy), prompts=count, rows=1
+    (),
+    _sampling(config, policy),
+    prompts=count,
+    rows=1,
+    longest=_longest(config),
   )
 
 

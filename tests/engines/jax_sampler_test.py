@@ -227,6 +227,37 @@ def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
   assert compiled.count > 0
 
 
+def test_what_only_calls_can_tell_is_readied_by_them(params):
+  engine = jax_sampler.JaxSampler(TINY, chunk=6)
+  engine.load(params, "0")
+  engine.prepare((), _sampling(), prompts=4, rows=1, longest=600)
+  # Warm-ups are no surprises; nothing else is compiled beside them.
+  compiled = compilations.Compilations()
+  for size in (40, 300, 40, 590):
+    engine.sample([np.arange(size) % 64] * 2, _sampling(), range(2))
+  assert compiled.count == 0
+  assert engine._cold  # Lines of 1,024 tokens were not needed.
+
+
+def test_rows_that_go_on_compute_nothing_again(engine, params, prompts):
+  distinct = [prompts[0], prompts[2], prompts[5]]
+  sampling = _sampling(max_tokens=4, stop_ids=(), goes_on=True)
+  keeping = jax_sampler.JaxSampler(TINY, chunk=4)
+  keeping.load(params, "0")
+  said = list(distinct)
+  for turn in range(3):
+    engine.load(params, "0")
+    seeds = range(10 * turn, 10 * turn + 3)
+    want = engine.sample(said, _sampling(max_tokens=4, stop_ids=()), seeds)
+    got = keeping.sample(said, sampling, seeds)
+    for left, right in zip(want, got, strict=True):
+      _same(left, right)
+    assert (keeping.stats.prefilled_tokens > 0) == (turn == 0)
+    said = [
+      np.concatenate([p, c.ids]) for p, c in zip(said, got, strict=True)
+    ]
+
+
 def test_shapes_of_a_room():
   room = jax_sampler.Room(lengths=(256, 512), lines=16, rows=8, tokens=4096)
   # The larger axis is quartered until eight rows are left.

@@ -40,11 +40,43 @@ class _Pool:
     return computed
 
 
-@hypothesis.given(st.lists(PROMPTS, max_size=8), st.integers(7, 24))
+  def extend(self, prompt, said):
+    """Whether there was room for what was said, and all that there is stays."""
+    slots = self.cache.extend(np.array(prompt), np.array(said))
+    if slots is None:
+      return False
+    whole = [*prompt, *said]
+    for n, slot in enumerate(slots, start=len(prompt)):
+      self.slots[int(slot)] = tuple(whole[:n])
+    return True
+
+
+@hypothesis.given(
+  st.lists(st.tuples(PROMPTS, st.lists(st.integers(0, 2), max_size=3))),
+  st.integers(7, 24),
+)
 def test_every_token_is_where_it_was_computed(calls, size):
   pool = _Pool(size)
-  for prompts in calls:
+  for prompts, said in calls:
     pool.call(*prompts)
+    order = trees.order([np.array(p) for p in prompts])
+    if said and len(pool.cache.parts(order)) == 1:
+      pool.extend(prompts[0], said)
+
+
+def test_what_was_said_is_held_where_there_is_room():
+  pool = _Pool(6)
+  pool.call([1, 2, 0])
+  assert pool.extend([1, 2, 0], [5, 6])
+  # Held: 1 2 0 5; its last token begins the next branch.
+  assert pool.call([1, 2, 0, 5, 6]) == []
+  assert pool.call([1, 2, 0, 5, 6, 7]) == [(1, 2, 0, 5, 6)]
+  # One slot is free, and all others are of the part held last.
+  assert not pool.extend([1, 2, 0, 5, 6, 7], [8, 9])
+  assert pool.extend([1, 2, 0, 5, 6, 7], [8])
+  assert pool.call([1, 2, 0, 5, 6, 7, 8]) == []
+
+
 
 
 def test_the_last_asked_for_stay():

@@ -130,9 +130,9 @@ async def prepare(
   """`/prepare`: `Engine.prepare`, so that a client's calls compile nothing."""
   body = await service_lib.body(service, request)
   sampling = fields.of_kind(body, "sampling", dict, {})
-  lengths = fields.token_ids(
-    body.get("lengths"), "lengths", service.limits.context + 1
-  )
+  given = fields.of_kind(body, "lengths", list, [])
+  if given:
+    fields.token_ids(given, "lengths", service.limits.context + 1)
   call = base.SamplingParams(
     max_tokens=fields.number(sampling, "max_tokens", 1, least=1, whole=True),
     stop_ids=tuple(fields.of_kind(sampling, "stop_ids", list, [])),
@@ -144,9 +144,12 @@ async def prepare(
     fields.number(body, name, 1, least=1, whole=True)
     for name in ("prompts", "rows")
   )
+  longest = fields.number(
+    body, "longest", 0, least=0, most=service.limits.context, whole=True
+  )
   await service.scheduler.on_engine(
     lambda: service.scheduler.engine.prepare(
-      lengths, call, prompts=prompts, rows=rows
+      given, call, prompts=prompts, rows=rows, longest=longest
     )
   )
   return responses.JSONResponse({})

@@ -198,7 +198,9 @@ class Scheduler:
     """Of the row's next engine call."""
     if row.call is not None:
       return row.sampling
-    return dataclasses.replace(row.sampling, max_tokens=self._slice_tokens)
+    return dataclasses.replace(
+      row.sampling, max_tokens=self._slice_tokens, goes_on=True
+    )
 
 
 def _extend(row, completion):

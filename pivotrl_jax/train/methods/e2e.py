@@ -122,10 +122,11 @@ class _EndToEnd:
     config = self._config
     state = self._gradient.lay_out(state)
     self._engine.prepare(
-      range(1, self._longest + 1),
+      (),
       self._sampling,
       prompts=config.e2e.tasks_per_step * config.rollout.group_size,
       rows=config.rollout.group_size,
+      longest=self._longest,
     )
     self._watch = monitor.Monitor(
       config, self._policy, self._engine, self._gradient.log_probs_fn
