@@ -214,6 +214,7 @@ def _embedded(domain):
     tries=5,  # Most shorter steps where the measured KL is too large.
   )
   config.evaluation = _section(
+    split="eval",  # Of tasks and suites: eval | validation (to tune on).
     tasks=200,  # Held-out tasks of the world; 0 = none.
     seeds=1,  # Episodes a task.
     temperature=0.6,  # Of actions and answers; rollouts keep their own.

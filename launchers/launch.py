@@ -38,6 +38,9 @@ from launchers.runs import table
 from pivotrl_jax import errors
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep().")
+_SCALE = flags.DEFINE_string(
+  "scale", None, "What get_sweep takes, where it takes one: mini or paper."
+)
 _ROOT = flags.DEFINE_string("root", None, "The sweep's folder.")
 _EXECUTOR = flags.DEFINE_enum(
   "executor",
@@ -135,7 +138,7 @@ def launch(root: pathlib.Path) -> None:
     )
   file = pathlib.Path(_SWEEP.value).absolute()
   os.chdir(CHECKOUT)  # As the runs: config files and data are found from it.
-  runs = sweep.load(str(file))
+  runs = sweep.load(str(file), _SCALE.value)
   configs = [sweep.resolve(run) for run in runs]
   jobs = plan.jobs(runs, configs, root, _MAIN.value)
   if _DRY.value:

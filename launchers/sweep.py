@@ -134,11 +134,15 @@ def runs(grid: Grid) -> list[Run]:
   return found
 
 
-def load(path: str) -> list[Run]:
+def load(path: str, scale: str | None = None) -> list[Run]:
   """The runs of a sweep file.
 
+  Args:
+    path: of the file.
+    scale: what its get_sweep takes; None for its default.
+
   Raises:
-    InputError: there is no such file, or no get_sweep in it.
+    InputError: there is no such file, no get_sweep in it, or no such scale.
   """
   file = pathlib.Path(path)
   if not file.is_file():
@@ -151,8 +155,10 @@ def load(path: str) -> list[Run]:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    grid = module.get_sweep()
-  except (AttributeError, SyntaxError, ImportError, ValueError) as error:
+    grid = module.get_sweep(*filter(None, [scale]))
+  except (
+    AttributeError, SyntaxError, ImportError, TypeError, ValueError
+  ) as error:  # fmt: skip
     raise errors.InputError(f"--sweep: {path}: {error}") from error
   return runs(grid)
 

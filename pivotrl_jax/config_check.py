@@ -255,6 +255,7 @@ RULES = {
   "natural.iterations": _whole(1),
   "natural.groups": _whole(1),
   "natural.tries": _whole(0),
+  "evaluation.split": _one_of("eval", "validation"),
   "evaluation.tasks": _whole(0),
   "evaluation.seeds": _whole(1),
   "evaluation.temperature": _number(0),

@@ -90,7 +90,8 @@ def _world(config, policy, engine, seed):
   if name is None or not config.evaluation.tasks:
     return []
   env = worlds.WORLDS[name]
-  tasks = [env.make_task(i, "eval") for i in range(config.evaluation.tasks)]
+  split, count = config.evaluation.split, config.evaluation.tasks
+  tasks = [env.make_task(i, split) for i in range(count)]
   episodes = episode.run_episodes(
     engine,
     policy.tokenizer,
@@ -105,7 +106,7 @@ def _world(config, policy, engine, seed):
     max_prompt_tokens=_longest(config),
   )
   return [
-    _row(env.DOMAIN, task.id, seed, e.success, e.turns, e.tokens)
+    _row(env.DOMAIN, split, task.id, seed, e.success, e.turns, e.tokens)
     for task, e in zip(tasks, episodes, strict=True)
   ]
 
@@ -117,28 +118,34 @@ def _longest(config):
 
 def _questions(config, policy, engine, seed):
   """Rows of evals.jsonl from questions outside the domain."""
+  split = "eval"  # Nobody tunes on them.
   questions = benchmarks.questions(
-    "eval", config.seed, config.evaluation.questions
+    split, config.seed, config.evaluation.questions
   )
   said = _said(config, policy, engine, seed, "questions", questions)
   return [
-    _row("questions", q.id, seed, benchmarks.grade(q, action), 1, tokens)
+    _row(
+      "questions", split, q.id, seed, benchmarks.grade(q, action), 1, tokens
+    )
     for q, (action, tokens) in zip(questions, said, strict=True)
   ]
 
 
 def _suites(config, policy, engine, seed):
   """Rows of evals.jsonl from the suites outside the domain."""
+  split = config.evaluation.split
   asked = [
     question
     for name in suites.SUITES
     for question in suites.questions(
-      name, "eval", config.seed, config.evaluation.suites
+      name, split, config.seed, config.evaluation.suites
     )
   ]
   said = _said(config, policy, engine, seed, "suites", asked)
   return [
-    _row(q.suite, q.id, seed, suites.grade(q, action.content), 1, tokens)
+    _row(
+      q.suite, split, q.id, seed, suites.grade(q, action.content), 1, tokens
+    )
     for q, (action, tokens) in zip(asked, said, strict=True)
   ]
 
@@ -198,10 +205,10 @@ def _sampling(config, policy):
   )
 
 
-def _row(suite, task, seed, success, turns, tokens):
+def _row(suite, split, task, seed, success, turns, tokens):
   return {
     "suite": suite,
-    "split": "eval",
+    "split": split,
     "task": task,
     "seed": seed,
     "success": bool(success),
