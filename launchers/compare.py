@@ -168,14 +168,15 @@ def markdown(lines: Sequence[Line], against: str) -> str:
       runs = f"{line.runs[0]} of {line.runs[1]}"
       missing = f" ({'; '.join(line.missing)})" if line.missing else ""
       parts.append(
-        f"| {line.arm} | {runs}{missing} | {_shown(line.success, '')} |"
-        f" {_shown(line.over_base, '+')} | {_shown(line.over_other, '+')} |"
+        f"| {line.arm} | {runs}{missing} | {shown(line.success, '')} |"
+        f" {shown(line.over_base, '+')} | {shown(line.over_other, '+')} |"
       )
     parts.append("")
   return "\n".join(parts)
 
 
-def _shown(interval, sign):
+def shown(interval: Interval | None, sign: str) -> str:
+  """In percent; `sign` is "+" for differences."""
   if interval is None:
     return ""
   mean, low, high = (f"{100 * value:{sign}.1f}" for value in interval)

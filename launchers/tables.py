@@ -1,0 +1,492 @@
+"""The paper's tables and figures from the runs of a sweep.
+
+  python launchers/tables.py ROOT --out=launchers/tables
+
+Of a root of `sweeps/paper.py`, finished or not: what is there is shown, with
+how many runs it is of. Success in percent, differences in points, paired on
+seeds and tasks, with bootstrap 95 % intervals over both. Writes tables.md, a
+CSV a table, and a PNG a figure.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# Runs from a checkout as it is.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from launchers import compare
+from launchers.runs import root as root_lib
+from launchers.runs import status
+from pivotrl_jax import errors
+from pivotrl_jax.data import records
+from pivotrl_jax.evaluation import intervals
+from pivotrl_jax.evaluation import suites
+
+_OUT = flags.DEFINE_string("out", "launchers/tables", "Folder to write.")
+
+BASE, SFT, PIVOTRL, E2E = "base", "sft", "pivotrl", "e2e"
+# Score of each task, by seed.
+Scores = Mapping[int, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that is done.
+
+  Attributes:
+    domain: of its config.
+    arm: what it is compared as.
+    seed: of its config.
+    path: its workdir.
+    revision: of the code.
+  """
+
+  domain: str
+  arm: str
+  seed: int
+  path: pathlib.Path
+  revision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """What is printed.
+
+  Attributes:
+    name: of its file.
+    title: in a line.
+    head, rows: its cells; a cell is text, or (mean, low, high) as shares.
+    signed: columns, from 0, that are differences.
+    note: how many runs and tasks it is of.
+  """
+
+  name: str
+  title: str
+  head: tuple[str, ...]
+  rows: list[tuple[Any, ...]]
+  signed: tuple[int, ...]
+  note: str
+
+
+class Matrix:
+  """Scores of the runs of a root, by domain, arm, suite, seed and task."""
+
+  def __init__(self, runs: Sequence[Run]):
+    """Reads the evaluations of `runs`.
+
+    Raises:
+      InputError: two runs of a domain and arm have the same seed.
+    """
+    self.runs = list(runs)
+    self._scores: dict[tuple[str, str, str], dict[int, Any]] = {}
+    for run in self.runs:
+      found = status.successes(run.path / "evals.jsonl")
+      for (policy, suite), tasks in found.items():
+        arm = BASE if policy == BASE else run.arm
+        seeds = self._scores.setdefault((run.domain, arm, suite), {})
+        if arm != BASE and run.seed in seeds:
+          raise errors.InputError(
+            f"{run.path}: a second run of {run.domain}, arm {arm}, seed"
+            f" {run.seed}; expected one"
+          )
+        seeds.setdefault(run.seed, tasks)
+
+  @property
+  def domains(self) -> list[str]:
+    """In the order of the runs."""
+    return list(dict.fromkeys(run.domain for run in self.runs))
+
+  def suites(self) -> list[str]:
+    """Out of domain, those that there are scores of."""
+    names = {suite for _, _, suite in self._scores}
+    return [name for name in (*suites.SUITES, "questions") if name in names]
+
+  def scores(self, domain: str, arm: str, suite: str) -> Scores:
+    """By seed and task; empty where there are none."""
+    return self._scores.get((domain, arm, suite), {})
+
+  def values(
+    self,
+    domain: str,
+    arm: str,
+    suite: str,
+    *,
+    less: str = "",
+    of: Callable[[str], bool] = lambda task: True,
+  ) -> np.ndarray | None:
+    """`[S, T]` scores of an arm by seed and task; None where there are none.
+
+    Args:
+      domain, arm, suite: of which.
+      less: an arm whose scores of the same seeds and tasks are subtracted.
+      of: which tasks.
+
+    Raises:
+      InputError: other tasks than those of `less`.
+    """
+    ours = self.scores(domain, arm, suite)
+    theirs = self.scores(domain, less, suite) if less else ours
+    rows = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+      if ours[seed].keys() != theirs[seed].keys():
+        raise errors.InputError(
+          f"{domain}, seed {seed}: {arm} and {less} were evaluated on other"
+          f" tasks of {suite}; expected the same"
+        )
+      tasks = sorted(filter(of, ours[seed]))
+      rows.append([
+        ours[seed][task] - (theirs[seed][task] if less else 0.0)
+        for task in tasks
+      ])  # fmt: skip
+    sizes = {len(row) for row in rows}
+    if len(sizes) > 1:
+      raise errors.InputError(
+        f"{domain}, {arm}, {suite}: seeds of {sorted(sizes)} tasks; expected"
+        " as many in each"
+      )
+    return np.array(rows) if rows and rows[0] else None
+
+
+def load(root: pathlib.Path) -> tuple[list[Run], list[str]]:
+  """The runs of a root that are done, and how the others stand.
+
+  Raises:
+    InputError: it is no root, or no run is done.
+  """
+  rows = [r for r in root_lib.read(root) if r.job.arm and not r.gone]
+  done, others = [], []
+  for row in rows:
+    stands, path = root_lib.stands(root, row), root / row.job.name
+    if stands.state != "done":
+      others.append(f"{row.job.name} {stands.state}")
+      continue
+    config = json.loads((path / "config.json").read_text())["config"]
+    done.append(
+      Run(
+        config["domain"], row.job.arm, row.job.seed, path,
+        stands.revision or "",
+      )
+    )  # fmt: skip
+  if not done:
+    raise errors.InputError(f"{root}: no run is done; expected one or more")
+  return done, others
+
+
+def tables(matrix: Matrix) -> list[Table]:
+  """Those of the paper's tables that there are runs for."""
+  found = [in_domain(matrix), out_of_domain(matrix)]
+  found.append(by_domain(matrix))
+  found += [ablations(matrix, domain) for domain in matrix.domains]
+  found.append(cost(matrix))
+  return [table for table in found if table.rows]
+
+
+def in_domain(matrix: Matrix) -> Table:
+  """Table 1: success in each domain, each trained alone."""
+  compared = [(SFT, BASE), (PIVOTRL, BASE), (PIVOTRL, SFT)]
+  rows = []
+  for domain in matrix.domains:
+    plain = [
+      _mean([matrix.values(domain, arm, domain)])
+      for arm in (BASE, SFT, PIVOTRL)
+    ]
+    rows.append((domain, *plain, *(
+      _mean([matrix.values(domain, arm, domain, less=less)])
+      for arm, less in compared
+    )))  # fmt: skip
+  whole = [
+    _mean([matrix.values(d, arm, d, less=less) for d in matrix.domains])
+    for arm, less in compared
+  ]
+  rows.append(("mean", "", "", "", *whole))
+  return Table(
+    "table1", "Table 1. In domain",
+    ("domain", "base", "SFT", "PivotRL", "SFT over base", "PivotRL over base",
+     "PivotRL over SFT"),
+    rows, (4, 5, 6), _note(matrix, (SFT, PIVOTRL)),
+  )  # fmt: skip
+
+
+def out_of_domain(matrix: Matrix) -> Table:
+  """Table 2: change out of domain, a mean over the trained domains."""
+  rows = []
+  names = matrix.suites()
+  for suite in [*names, "mean"]:
+    every = [suite] if suite != "mean" else names
+
+    def change(arm, less, every=every):
+      return _mean([
+        matrix.values(domain, arm, name, less=less)
+        for domain in matrix.domains
+        for name in every
+      ])  # fmt: skip
+
+    rows.append((
+      suite, change(BASE, ""), change(SFT, BASE), change(PIVOTRL, BASE),
+      change(PIVOTRL, SFT),
+    ))  # fmt: skip
+  return Table(
+    "table2", "Table 2. Out of domain, mean over training domains",
+    ("suite", "base", "SFT", "PivotRL", "PivotRL over SFT"),
+    rows if names else [], (2, 3, 4), _note(matrix, (SFT, PIVOTRL)),
+  )  # fmt: skip
+
+
+def by_domain(matrix: Matrix) -> Table:
+  """Table 3: change out of domain, by the domain that was trained on."""
+  head, columns = ["suite"], []
+  for domain in matrix.domains:
+    for arm in (SFT, PIVOTRL):
+      head.append(f"{arm} on {domain}")
+      columns.append((domain, arm))
+  names = matrix.suites()
+  rows = [
+    (suite, *(
+      _mean([matrix.values(domain, arm, suite, less=BASE)])
+      for domain, arm in columns
+    ))
+    for suite in names
+  ]  # fmt: skip
+  rows.append(("mean", *(
+    _mean([matrix.values(domain, arm, name, less=BASE) for name in names])
+    for domain, arm in columns
+  )))  # fmt: skip
+  return Table(
+    "table3", "Table 3. Out of domain, by training domain", tuple(head),
+    rows if names else [], tuple(range(1, len(head))),
+    _note(matrix, (SFT, PIVOTRL)),
+  )  # fmt: skip
+
+
+def ablations(matrix: Matrix, domain: str) -> Table:
+  """Tables 4 and 6: the arms of a domain, by the kind of its tasks."""
+  arms = [a for a in dict.fromkeys(run.arm for run in matrix.runs)
+          if matrix.scores(domain, a, domain)]  # fmt: skip
+  seeds = matrix.scores(domain, BASE, domain).values()
+  kinds = sorted({_kind(task) for tasks in seeds for task in tasks})
+  kinds = kinds if len(kinds) > 1 else []
+  rows = []
+  for arm in [BASE, *arms]:
+    parts = [
+      _mean([matrix.values(domain, arm, domain, of=lambda t, k=k: _kind(t) == k)])
+      for k in kinds
+    ]  # fmt: skip
+    over = [
+      "" if arm == less
+      else _mean([matrix.values(domain, arm, domain, less=less)])
+      for less in (BASE, PIVOTRL)
+    ]  # fmt: skip
+    whole = _mean([matrix.values(domain, arm, domain)])
+    rows.append((arm, *parts, whole, *over))
+  size = 1 + len(kinds)
+  return Table(
+    f"arms_{domain}", f"Tables 4 and 6. Arms on {domain}",
+    ("arm", *kinds, "success", "over base", "over PivotRL"),
+    rows if len(arms) > 1 else [], (size + 1, size + 2),
+    _note(matrix, arms, domain),
+  )  # fmt: skip
+
+
+def _kind(task):
+  """`tau-retail-eval-7` is of kind retail; others have none."""
+  parts = task.split("-")
+  return parts[1] if len(parts) == 4 else ""
+
+
+# Column of the table of signals -> metric, and whether of the last tenth.
+_SIGNALS = {
+  "reward std, first tenth": ("signal/reward_std", False),
+  "reward std, last tenth": ("signal/reward_std", True),
+  "zero-variance groups, last": ("signal/zero_variance", True),
+  "held-out Kendall tau, last": ("heldout/tau", True),
+  "KL inside pairs, last": ("ordering/kl_inside", True),
+  "KL outside, last": ("ordering/kl_outside", True),
+  "rollout turns": ("rollout/turns_total", True),
+}
+
+
+def cost(matrix: Matrix) -> Table:
+  """What training saw: reward std (Figure 3), order and KL (3.3), turns."""
+  rows = []
+  for domain in matrix.domains:
+    runs = [run for run in matrix.runs if run.domain == domain]
+    for arm in dict.fromkeys(run.arm for run in runs):
+      cells = []
+      logged = [_metrics(run.path) for run in runs if run.arm == arm]
+      for name, last in _SIGNALS.values():
+        own = [_tenth(rows_, name, last=last) for rows_ in logged]
+        own = [x for x in own if x is not None]
+        # Means over seeds, no intervals.
+        cells.append(f"{np.mean(own):.4g}" if own else "")
+      rows.append((domain, arm, *cells))
+  return Table(
+    "signals", "Figure 3 and section 3 in numbers: means over seeds",
+    ("domain", "arm", *_SIGNALS), rows, (), _note(matrix, ()),
+  )  # fmt: skip
+
+
+def _metrics(path):
+  file = path / "metrics.jsonl"
+  return [row for _, row in records.read_jsonl(file)] if file.exists() else []
+
+
+def _tenth(rows, name, *, last):
+  values = [row[name] for row in rows if name in row]
+  count = max(1, len(values) // 10)
+  if not values:
+    return None
+  if name == "rollout/turns_total":
+    return values[-1]
+  return float(np.mean(values[-count:] if last else values[:count]))
+
+
+def _mean(groups):
+  """Mean and interval of the groups; "" unless all are there."""
+  if not groups or any(values is None for values in groups):
+    return ""
+  return intervals.bootstrap_mean(groups)
+
+
+def _note(matrix, arms, domain=""):
+  """How many runs the table is of, and how many tasks in each."""
+  runs = [
+    run for run in matrix.runs
+    if (not arms or run.arm in arms) and domain in ("", run.domain)
+  ]  # fmt: skip
+  tasks = sorted({
+    len(tasks)
+    for run in runs
+    for tasks in matrix.scores(run.domain, run.arm, run.domain).values()
+  })  # fmt: skip
+  revisions = ", ".join(sorted({run.revision for run in runs}))
+  seeds = len({run.seed for run in runs})
+  of = ", ".join(map(str, tasks)) or "no"
+  return f"{len(runs)} runs, {seeds} seeds, {of} tasks a run; {revisions}"
+
+
+def markdown(table: Table) -> str:
+  """Of a table, in percent and points."""
+  lines = [
+    f"### {table.title}", "", "| " + " | ".join(table.head) + " |",
+    "|" + "---|" * len(table.head),
+  ]  # fmt: skip
+  for row in table.rows:
+    cells = [
+      cell
+      if isinstance(cell, str)
+      else compare.shown(cell, "+" * (place in table.signed))
+      for place, cell in enumerate(row)
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join([*lines, "", table.note, ""])
+
+
+def write_csv(table: Table, path: pathlib.Path) -> None:
+  """Of a table, as shares: a column for each mean, low and high."""
+  wide = [
+    any(isinstance(row[place], tuple) for row in table.rows)
+    for place in range(len(table.head))
+  ]
+  ends = ("", "_low", "_high")
+  with open(path, "w", encoding="utf-8", newline="") as out:
+    writer = csv.writer(out)
+    writer.writerow([
+      name + end
+      for name, is_wide in zip(table.head, wide, strict=True)
+      for end in (ends if is_wide else ("",))
+    ])  # fmt: skip
+    for row in table.rows:
+      writer.writerow(_flat(row, wide))
+
+
+def _flat(row, wide: Iterable[bool]):
+  for cell, is_wide in zip(row, wide, strict=True):
+    if is_wide:
+      yield from cell if isinstance(cell, tuple) else ("", "", "")
+    else:
+      yield cell
+
+
+def figure3(matrix: Matrix, out: pathlib.Path) -> None:
+  """Std of groups' rewards over training, a panel a domain, a line an arm."""
+  panels = matrix.domains
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(4.6 * len(panels), 3.2), squeeze=False
+  )
+  for ax, domain in zip(axes[0], panels, strict=True):
+    by_arm: dict[str, list[Any]] = {}
+    for run in (run for run in matrix.runs if run.domain == domain):
+      rows = _metrics(run.path)
+      if any(_STD in row for row in rows):
+        by_arm.setdefault(run.arm, []).append(rows)
+    for arm, seeds in by_arm.items():
+      ax.plot(*_averaged(seeds), label=arm)
+    ax.set(title=domain, xlabel="step", ylabel="std of a group's rewards")
+    if by_arm:
+      ax.legend(frameon=False, fontsize=8)
+  figure.tight_layout()
+  figure.savefig(out / "figure3.png", dpi=120, metadata={"Software": None})
+  plt.close(figure)
+
+
+_STD = "signal/reward_std"
+
+
+def _averaged(seeds):
+  """Steps, and the mean over seeds, over a tenth of the steps at a time."""
+  values = [[row[_STD] for row in rows if _STD in row] for rows in seeds]
+  count = min(map(len, values))
+  mean = np.mean([x[:count] for x in values], axis=0)
+  width = max(1, count // 10)
+  smooth = np.convolve(mean, np.ones(width) / width, "valid")
+  return np.arange(width, count + 1), smooth
+
+
+def write(root: pathlib.Path, out: pathlib.Path) -> str:
+  """Writes all tables of `root` to `out`; returns the Markdown."""
+  runs, others = load(root)
+  matrix = Matrix(runs)
+  found = tables(matrix)
+  out.mkdir(parents=True, exist_ok=True)
+  parts = [markdown(table) for table in found]
+  if others:
+    parts.append(f"Not done: {'; '.join(others)}\n")
+  parts.append(
+    "Success in percent, differences in points, with bootstrap 95 % intervals"
+    f" over seeds and tasks; `python launchers/tables.py {root.name}`.\n"
+  )
+  figure3(matrix, out)
+  for table in found:
+    write_csv(table, out / f"{table.name}.csv")
+  text = "\n".join(parts)
+  (out / "tables.md").write_text(text, encoding="utf-8")
+  return text
+
+
+def main(argv: Sequence[str]) -> None:
+  try:
+    if len(argv) != 2:
+      raise errors.InputError(
+        f"{len(argv) - 1} folders; expected one, of a sweep"
+      )
+    print(write(pathlib.Path(argv[1]), pathlib.Path(_OUT.value)))
+  except errors.InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  app.run(main)
