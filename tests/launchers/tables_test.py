@@ -46,7 +46,7 @@ def _evals(domain, arm):
 @pytest.fixture
 def root(tmp_path):
   rows = []
-  for domain, arms in SCORES.items():
+  for domain in SCORES:
     for arm in ("sft", "pivotrl"):
       for seed in range(2):
         job = root_lib.Job(
