@@ -184,8 +184,14 @@ def _embedded(domain):
     batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
+    # Devices along each axis, for sharded; -1 = what the others leave.
+    mesh=_section(
+      data=1,  # Each holds all that the other axes divide.
+      fsdp=-1,  # Parameters and moments are divided, gathered where used.
+      expert=1,  # As fsdp, but each keeps to its own experts of a layer.
+      tensor=1,  # Share each matrix and each line of a batch.
+    ),
     # Of a mixture of experts alone:
-    expert_parallel=1,  # Devices that share a layer's experts; for sharded.
     router_aux_loss_coef=0.0,  # Of the load-balance loss; 0 = none.
     router_count="rows",  # A prompt's token counts in that loss and in router/
     # as often as rows have it (rows) or as it is computed (once).

@@ -93,6 +93,10 @@ _ADDRESSES = Rule(
 _PORT = Rule(
   lambda x: isinstance(x, int) and 0 <= x < 1 << 16, "a port, or 0 for any"
 )
+_DEVICES = Rule(
+  lambda x: _whole(1).holds(x) or (_whole(-1).holds(x) and x == -1),
+  "a whole number, at least 1, or -1 for what other axes leave",
+)
 _SHARE = _number(0, 1)
 # Rewards lie in [0, 1]: no std is above a half.
 _STD = Rule(lambda x: _is_number(x) and 0 <= x < 0.5, "a number from 0 to 0.5")
@@ -233,7 +237,7 @@ RULES = {
   "train.batch_tokens": _whole(0),
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
-  "train.expert_parallel": _whole(1),
+  **{f"train.mesh.{axis}": _DEVICES for axis in parallel.AXES},
   "train.router_aux_loss_coef": _number(0),
   "train.router_count": _one_of(*step_lib.COUNTS),
   "train.freeze_router": _FLAG,
@@ -307,8 +311,7 @@ def check(config: Any, default: Any = None) -> None:
   """
   check_values(config)
   _check_attention(config.model)
-  if config.train.parallel == "sharded":
-    parallel.mesh(expert_parallel=config.train.expert_parallel)
+  parallel.of_config(config.train)
   if methods.METHODS[config.method].SAMPLES:
     _warn_of_sampling(config.rollout)
   if default is not None:
@@ -491,7 +494,7 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   yield (
     t.parallel != "sharded",
     f"train.parallel={t.parallel}",
-    ("train.expert_parallel",),
+    ("train.mesh",),
   )
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)

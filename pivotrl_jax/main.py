@@ -31,6 +31,7 @@ from pivotrl_jax import progress
 from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.train import parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -152,7 +153,7 @@ def main(_) -> None:
     place = names.index("evaluate")
     names = [*names[:place], "baseline", *names[place:]]
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
-    policy_lib.check(_CONFIG.value)
+    parallel.check(_CONFIG.value.train, policy_lib.check(_CONFIG.value))
   keep_programs()
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   run(_CONFIG.value, workdir, names, _REDO.value)

@@ -187,7 +187,7 @@ HARMLESS = (
     "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
-    "train.expert_parallel", "train.parallel", "train.save_every",
+    "train.mesh", "train.parallel", "train.save_every",
     "train.watch_actions",
     "train.watch_every", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",

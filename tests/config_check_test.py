@@ -12,6 +12,7 @@ from configs import tau
 from configs import terminal
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax.train import parallel
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = (search, swe, tau, terminal)
@@ -122,7 +123,7 @@ NONSENSE = {
   "train.kl_coef": REAL,
   "train.importance_cap": REAL,
   "train.importance_floor": (0.1, *REAL),  # Without a cap.
-  "train.expert_parallel": (0, *WHOLE),
+  **{f"train.mesh.{axis}": (0, -2, *WHOLE[1:]) for axis in parallel.AXES},
   "train.router_aux_loss_coef": REAL,
   "train.router_count": ("tokens", 1),
   "train.freeze_router": (1, None),
@@ -168,8 +169,11 @@ def test_nonsense_is_refused(name):
      ("similarity_threshold: 0.9", "0.8")),
     ({"train.replay_routes": True, "engine.name": "sglang"},
      ("train.replay_routes: True", "engine.name=jax")),
-    ({"train.parallel": "sharded", "train.expert_parallel": 3},
-     ("train.expert_parallel: 3", "on 8 devices", "a divisor")),
+    ({"train.parallel": "sharded", "train.mesh.expert": 3},
+     ("train.mesh: data=1, fsdp=-1, expert=3, tensor=1, on 8 devices",
+      "product is 8")),
+    ({"train.parallel": "sharded", "train.mesh.data": -1},
+     ("data=-1, fsdp=-1", "at most one of them -1")),
   ],
 )  # fmt: skip
 def test_what_contradicts_is_refused(changes, parts):
@@ -254,8 +258,8 @@ def _warnings(caplog, changes):
       " method=e2e)"]),
     ({"e2e.max_turns": 3},
      ["config: without effect are e2e.max_turns (as method=pivotrl)"]),
-    ({"train.expert_parallel": 2},
-     ["config: without effect are train.expert_parallel (as"
+    ({"train.mesh.tensor": 2},
+     ["config: without effect are train.mesh.tensor (as"
       " train.parallel=jit)"]),
     ({"verifier.judge.model": "m"},
      ["config: without effect are verifier.judge.model (as no judge is"

@@ -21,7 +21,7 @@ def _config(**values):
         ("train.keep_groups", 0, set()),
         ("train.log_every", 1, set()),
         ("train.parallel", "sharded", set()),
-        ("train.expert_parallel", 2, set()),
+        ("train.mesh.tensor", 2, set()),
         ("train.freeze_router", True,
          {"train", "evaluate", "report", "rescore"}),
         ("train.router_count", "once", set()),

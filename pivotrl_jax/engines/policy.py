@@ -133,18 +133,23 @@ def starting(
   return load(path, config, layout=layout)
 
 
-def check(config: Any) -> None:
-  """InputError where the given policy could not be used; reads no weights."""
+def check(config: Any) -> qwen3.Config:
+  """InputError where the given policy could not be used; reads no weights.
+
+  Returns:
+    Its shape.
+  """
   path = starting_path(config)
   hf_config = hf.read_config(path)
   shape = qwen3.config_from_hf(hf_config)
-  _check_experts(config.train, path, shape)
+  _name_the_idle(config.train, path, shape)
   hf.check_tensors(path, hf_config)
   render.check(load_tokenizer(path, config), config.model.chat_template or path)
+  return shape
 
 
-def _check_experts(train, path, shape):
-  """Keys of routers and experts beside a policy that has them, or has none."""
+def _name_the_idle(train, path, shape):
+  """One line with the keys of routers beside a policy that has none."""
   if not shape.sparse_layers:
     idle = [f"train.{name}" for name in OF_EXPERTS if train[name]]
     if idle:
@@ -153,13 +158,6 @@ def _check_experts(train, path, shape):
         ", ".join(idle),
         path,
       )
-  elif (
-    train.parallel == "sharded" and shape.num_experts % train.expert_parallel
-  ):
-    raise errors.InputError(
-      f"--config.train.expert_parallel: {train.expert_parallel}; expected a"
-      f" divisor of num_experts {shape.num_experts} of {path}"
-    )
 
 
 # Of `train`: what it does about routers where one asks for it.

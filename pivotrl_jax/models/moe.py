@@ -21,9 +21,10 @@ from pivotrl_jax.models import grouped
 from pivotrl_jax.models import mlp
 
 SUMS, ROUTES = "router", "routes"  # Collections that a layer writes.
-# Axes of a mesh: tokens lie over the first two, experts over the second, the
-# width of each over the third.
-DATA, EXPERT, MODEL = "data", "expert", "model"
+# Axes of a mesh: lines of tokens lie over the first three, experts over the
+# third, the width of each over the last.
+DATA, FSDP, EXPERT, TENSOR = "data", "fsdp", "expert", "tensor"
+LINES = (DATA, FSDP, EXPERT)
 
 
 @flax.struct.dataclass
@@ -193,10 +194,10 @@ def _sharded(mesh, x, routes, weights, matrices):
   without a bound on how many tokens an expert may get. An exchange of rows by
   expert has such a bound, or moves as many rows in the worst case.
   """
-  over = tuple(a for a in (DATA, EXPERT) if a in mesh.axis_names)
-  model = MODEL if MODEL in mesh.axis_names else None
+  over = tuple(a for a in LINES if a in mesh.axis_names)
+  tensor = TENSOR if TENSOR in mesh.axis_names else None
   tokens = PartitionSpec(over)
-  wide = PartitionSpec(EXPERT, None, model)
+  wide = PartitionSpec(EXPERT, None, tensor)
 
   def each(x, routes, weights, *matrices):
     gathered = (
@@ -205,14 +206,14 @@ def _sharded(mesh, x, routes, weights, matrices):
     )
     first = jax.lax.axis_index(EXPERT) * len(matrices[0])
     found = _dispatch(*gathered, matrices, first=first)
-    if model:
-      found = jax.lax.psum(found, model)
+    if tensor:
+      found = jax.lax.psum(found, tensor)
     return jax.lax.psum_scatter(found, EXPERT, scatter_dimension=0, tiled=True)
 
   return jax.shard_map(
     each,
     mesh=mesh,
-    in_specs=(tokens,) * 3 + (wide, wide, PartitionSpec(EXPERT, model)),
+    in_specs=(tokens,) * 3 + (wide, wide, PartitionSpec(EXPERT, tensor)),
     out_specs=tokens,
     check_vma=False,
   )(x, routes, weights, *matrices)

@@ -19,19 +19,20 @@ from pivotrl_jax import errors
 from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
-AXIS, MODEL = moe.DATA, moe.MODEL
-# Trees lie over these; who shares experts has its own share of the tokens.
-TREES = (AXIS, moe.EXPERT)
+# What pmap sums over.
+AXIS = "devices"
+# Axes of a mesh, those whose devices talk most last.
+AXES = (*moe.LINES, moe.TENSOR)
 # Logical axes of the parameters (models/) to axes of the mesh, the first that
-# is free.
+# is free. What no rule puts on "data" is whole on each of its devices.
 RULES = (
-  ("vocab", MODEL),
+  ("vocab", moe.TENSOR),
   ("experts", moe.EXPERT),
-  ("embed", TREES),
-  ("embed", AXIS),
-  ("heads", MODEL),
-  ("kv", MODEL),
-  ("mlp", MODEL),
+  ("embed", (moe.FSDP, moe.EXPERT)),
+  ("embed", moe.FSDP),
+  ("heads", moe.TENSOR),
+  ("kv", moe.TENSOR),
+  ("mlp", moe.TENSOR),
   ("head_dim", None),
   ("router", None),
 )
@@ -64,7 +65,7 @@ def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
 def sharded(
   step: Callable[..., Any], state: Any, config: qwen3.Config, mesh: Mesh
 ) -> tuple[Callable[..., Any], Any]:
-  """`step` under jit, with state sharded by `RULES` and trees over data.
+  """`step` under jit, with state sharded by `RULES` and lines over devices.
 
   Args:
     step: `(state, batch) -> (state, metrics, rows)`.
@@ -76,18 +77,18 @@ def sharded(
     The step, and the state laid out on the mesh.
   """
   whole = NamedSharding(mesh, PartitionSpec())
-  by_tree = NamedSharding(mesh, PartitionSpec(None, TREES))
+  by_line = NamedSharding(mesh, PartitionSpec(None, moe.LINES))
   layout = state_sharding(state, config, mesh)
   run = jax.jit(
     step,
-    in_shardings=(layout, by_tree),
-    out_shardings=(layout, whole, by_tree),
+    in_shardings=(layout, by_line),
+    out_shardings=(layout, whole, by_line),
     donate_argnums=0,
   )
 
   def wrapped(state, batch):
     # Of the batch too some may lie elsewhere: what the reference says of it.
-    batch = jax.device_put(batch, by_tree)
+    batch = jax.device_put(batch, by_line)
     if not config.sparse_layers:
       return run(state, batch)
     with jax.set_mesh(mesh):  # Experts find it there.
@@ -96,25 +97,60 @@ def sharded(
   return wrapped, jax.device_put(state, layout)
 
 
-def mesh(model_parallel: int = 1, expert_parallel: int = 1) -> Mesh:
-  """All devices as ("data", "expert", "model").
+def mesh(
+  *, data: int = 1, fsdp: int = -1, expert: int = 1, tensor: int = 1
+) -> Mesh:
+  """All devices as ("data", "fsdp", "expert", "tensor").
+
+  Lines of tries lie over all axes but the last. Of the sizes one may be -1:
+  what the others leave.
 
   Args:
-    model_parallel: devices that share each matrix.
-    expert_parallel: devices that share the experts of a layer.
+    data: devices that each hold all that the other axes divide.
+    fsdp: devices among which parameters and moments are divided, gathered
+      where they are used.
+    expert: devices that share the experts of a layer; all else as by `fsdp`.
+    tensor: devices that share each matrix and compute its part of a product.
 
   Raises:
     InputError: the devices cannot be divided so.
   """
-  shared = model_parallel * expert_parallel
-  if jax.device_count() % shared:
+  sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+  count, free = jax.device_count(), [n for n, x in sizes.items() if x == -1]
+  taken = math.prod(x for x in sizes.values() if x != -1)
+  if len(free) == 1 and not count % taken:
+    sizes[free[0]] = count // taken
+  elif free or taken != count:
+    given = ", ".join(f"{name}={size}" for name, size in sizes.items())
     raise errors.InputError(
-      f"--config.train.expert_parallel: {expert_parallel}, on"
-      f" {jax.device_count()} devices; expected a divisor of them"
+      f"--config.train.mesh: {given}, on {count} devices; expected sizes whose"
+      f" product is {count}, at most one of them -1, for what is left"
     )
-  devices = np.array(jax.devices())
-  devices = devices.reshape(-1, expert_parallel, model_parallel)
-  return Mesh(devices, (AXIS, moe.EXPERT, MODEL))
+  devices = np.array(jax.devices()).reshape([sizes[axis] for axis in AXES])
+  return Mesh(devices, AXES)
+
+
+def of_config(train: Any) -> Mesh | None:
+  """The mesh of `config.train`; None where it has none."""
+  return mesh(**train.mesh) if train.parallel == "sharded" else None
+
+
+def lines(train: Any) -> int:
+  """Devices, or groups of them, that each have lines of a batch to itself."""
+  on = of_config(train)
+  if on is None:
+    return jax.device_count() if train.parallel == "pmap" else 1
+  return math.prod(on.shape[axis] for axis in moe.LINES)
+
+
+def check(train: Any, config: qwen3.Config) -> None:
+  """InputError where a policy of this shape has no place on the mesh."""
+  on = of_config(train)
+  if on and config.sparse_layers and config.num_experts % on.shape[moe.EXPERT]:
+    raise errors.InputError(
+      f"--config.train.mesh.expert: {on.shape[moe.EXPERT]} devices; expected a"
+      f" divisor of num_experts {config.num_experts}"
+    )
 
 
 def layout(train: Any) -> Callable[[qwen3.Config], Any] | None:
@@ -122,9 +158,9 @@ def layout(train: Any) -> Callable[[qwen3.Config], Any] | None:
 
   None: on one device.
   """
-  if train.parallel != "sharded":
+  on = of_config(train)
+  if on is None:
     return None
-  on = mesh(expert_parallel=train.expert_parallel)
 
   def of(config):
     return state_sharding(nn.unbox(_boxed(config)), config, on)

@@ -283,18 +283,17 @@ def score_rows(
 
 def layout(config: Any) -> dict[str, int]:
   """What `batches.plan` takes of a config."""
-  count = jax.device_count() if config.train.parallel != "jit" else 1
   return {
     "micro_batches": config.train.micro_batches,
-    "multiple_of": count,
+    "multiple_of": parallel.lines(config.train),
     "batch_tokens": config.train.batch_tokens,
   }
 
 
 def spread(config: Any, policy: policy_lib.Policy, state: Any, step: Any):
   """The wrapper that `config.train.parallel` names, and the state for it."""
-  if config.train.parallel == "sharded":
-    mesh = parallel.mesh(expert_parallel=config.train.expert_parallel)
+  mesh = parallel.of_config(config.train)
+  if mesh:
     return parallel.sharded(step, state, policy.config, mesh)
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
   return wrap[config.train.parallel](step), state

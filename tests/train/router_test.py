@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+import meshes
 from pivotrl_jax import errors
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import moe
@@ -121,18 +122,18 @@ def test_pmap(reference, params, rows):
   chex.assert_trees_all_close(got, reference, atol=1e-5)
 
 
+# The 4 experts of a layer cannot be divided among 8.
 @pytest.mark.parametrize(
-  ("model", "expert", "attention"),
-  [pytest.param(1, 4, "dense", marks=SLOW), (2, 2, "pallas")],
+  "sizes",
+  [s for s in meshes.shapes({(1, 2, 2, 2)}) if s.values[0]["expert"] < 8],
 )
-def test_sharded(reference, params, rows, model, expert, attention):
+def test_sharded(reference, params, rows, sizes):
   batch, _ = batches.pack(rows, multiple_of=8)
-  mesh = parallel.mesh(model, expert)
-  step = _step(_model(attention=attention))
+  mesh = parallel.mesh(**sizes)
+  step = _step(_model(attention="pallas" if sizes["tensor"] == 2 else "dense"))
   run, state = parallel.sharded(step, _state(params), TINY, mesh)
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
-  part = kernel.addressable_shards[0].data.size
-  assert part * mesh.size == kernel.size
+  assert meshes.copies(kernel) == sizes["data"]
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-5)
 
 
@@ -204,7 +205,7 @@ def test_natural_steps_are_the_same_over_shared_experts(
   want, metrics, _ = jax.jit(natural_step)(state, batch)
   assert 0.0 < metrics["natural_kl_measured"] <= 1e-2
   run, laid_out = parallel.sharded(
-    natural_step, state, TINY, parallel.mesh(1, 4)
+    natural_step, state, TINY, parallel.mesh(expert=4)
   )
   got, _, _ = run(laid_out, batch)
   chex.assert_trees_all_close(
@@ -213,5 +214,5 @@ def test_natural_steps_are_the_same_over_shared_experts(
 
 
 def test_devices_that_cannot_be_divided():
-  with pytest.raises(errors.InputError, match="expert_parallel: 3, on 8 dev"):
-    parallel.mesh(1, 3)
+  with pytest.raises(errors.InputError, match="expert=3, .*on 8 devices"):
+    parallel.mesh(expert=3)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import meshes
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import parallel
@@ -102,17 +103,40 @@ def test_pmap(reference, attention):
   )
 
 
-@pytest.mark.parametrize("attention", ["auto", "pallas"])
-@pytest.mark.parametrize("model_parallel", [1, 2])
-def test_sharded(reference, model_parallel, attention):
+@pytest.mark.parametrize("sizes", meshes.shapes({(1, 8, 1, 1), (2, 2, 1, 2)}))
+def test_sharded(reference, sizes):
+  # Kernels where few devices share a head, which they must not cut.
+  _sharded(reference, sizes, "auto" if sizes["tensor"] > 2 else "pallas")
+
+
+def test_sharded_without_kernels(reference):
+  _sharded(reference, {"data": 1, "fsdp": 4, "tensor": 2}, "auto")
+
+
+def _sharded(reference, sizes, attention):
   state, step = _setup(attention)
   batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
-  run, state = parallel.sharded(
-    step, state, TINY, parallel.mesh(model_parallel)
-  )
+  run, state = parallel.sharded(step, state, TINY, parallel.mesh(**sizes))
   kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
-  assert not kernel.sharding.is_fully_replicated
+  assert meshes.copies(kernel) == sizes["data"]
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-6)
+
+
+def test_moments_are_divided_as_their_parameters_are():
+  tx = state_lib.optimizer(
+    learning_rate=0.1, warmup_steps=2, weight_decay=0.0, clip_norm=1.0
+  )
+  state = state_lib.create(_setup()[0].params, tx)
+  mesh = parallel.mesh(data=2, tensor=2)
+  state = jax.device_put(state, parallel.state_sharding(state, TINY, mesh))
+  adam = state.opt_state[1][0]
+  for params in (state.params, adam.mu, adam.nu):
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+      # Of 8 devices 2 are for data. Norms have no axis that "tensor" divides,
+      # and those of heads none that "fsdp" does either.
+      name = jax.tree_util.keystr(path)
+      norm = 8 if "q_norm" in name or "k_norm" in name else 4
+      assert meshes.copies(array) == (2 if array.ndim == 2 else norm), name
 
 
 @pytest.mark.parametrize("attention", ["dense", "pallas"])
