@@ -87,7 +87,9 @@ def _embedded(domain):
     template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
     attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
-    remat=False,  # Recompute layers in the backward pass.
+    # What the backward pass computes again: none (False) | full (True), whole
+    # layers | dots, all but what their matrices give.
+    remat=config_dict.FieldReference(False, field_type=object),
   )
   config.engine = _section(
     name="jax",  # jax (in this process) | sglang (servers at engine.urls).
@@ -182,6 +184,8 @@ def _embedded(domain):
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
     batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
+    branch_tokens=0,  # Action tokens of a device at a time, about: the rest of
+    # what branches off its prompts is run after them; 0 = all at once.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     # Devices along each axis, for sharded; -1 = what the others leave.

@@ -21,6 +21,7 @@ from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
@@ -132,7 +133,10 @@ RULES = {
   "model.template_kwargs": _TEXT,
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.attention": _one_of(*attention.BODIES),
-  "model.remat": _FLAG,
+  "model.remat": Rule(
+    lambda x: isinstance(x, bool | str) and x in qwen3.REMAT,
+    f"one of {', '.join(map(str, qwen3.REMAT))}",
+  ),
   "engine.batch_tokens": _whole(1),
   "engine.batch_rows": _whole(1),
   "engine.name": _one_of("jax", "sglang"),
@@ -235,6 +239,7 @@ RULES = {
   "train.updates_per_batch": _whole(1),
   "train.micro_batches": _whole(1),
   "train.batch_tokens": _whole(0),
+  "train.branch_tokens": _whole(0),
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
   **{f"train.mesh.{axis}": _DEVICES for axis in parallel.AXES},

@@ -183,6 +183,7 @@ DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 HARMLESS = (
     "engine", "model.attention", "model.remat",
     "profile.trajectories_per_batch", "train.batch_tokens",
+    "train.branch_tokens",
     "train.keep_checkpoints", "train.keep_groups", "train.log_every",
     "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",

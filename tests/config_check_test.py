@@ -61,7 +61,7 @@ NONSENSE = {
   "data.successful_only": (1, "yes"),
   "engine.batch_tokens": (0, *WHOLE),
   "engine.batch_rows": (0, *WHOLE),
-  "model.remat": (1, None),
+  "model.remat": (1, None, "some"),
   "warm_start.steps": WHOLE,
   "warm_start.trajectories": (0, *WHOLE),
   "warm_start.learning_rate": (0.0, *REAL),

@@ -53,6 +53,7 @@ def train_step(
   iterations: int,
   max_kl: float,
   tries: int,
+  keys_fn: Callable[..., Any] | None = None,
   axis_name: str | None = None,
   balance: float = 0.0,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
@@ -71,8 +72,7 @@ def train_step(
     max_kl: trust region, nats a token: the mean over action tokens, by their
       weights in the loss.
     tries: most shorter steps that are tried where the measured KL is larger.
-    axis_name: the pmap axis to sum over, if any.
-    balance: see `step.gradients`.
+    keys_fn, axis_name, balance: see `step.gradients`.
 
   Returns:
     What `step.train_step` does; among the metrics those of
@@ -80,8 +80,9 @@ def train_step(
   """
   params = state.params
   grads, metrics, rows = step_lib.gradients(
-    params, batch.rows, loss_fn=loss_fn, axis_name=axis_name, balance=balance
-  )
+    params, batch.rows, loss_fn=loss_fn, keys_fn=keys_fn,
+    axis_name=axis_name, balance=balance,
+  )  # fmt: skip
   knobs = {"model": model, "chunk": chunk, "temperature": temperature}
   knobs |= {"axis_name": axis_name}
   fvp = functools.partial(_fisher_product, params, batch.fisher, **knobs)

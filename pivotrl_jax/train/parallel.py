@@ -16,23 +16,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from pivotrl_jax import errors
-from pivotrl_jax.models import moe
+from pivotrl_jax.models import axes
 from pivotrl_jax.models import qwen3
 
 # What pmap sums over.
 AXIS = "devices"
 # Axes of a mesh, those whose devices talk most last.
-AXES = (*moe.LINES, moe.TENSOR)
+AXES = (*axes.LINES, axes.TENSOR)
 # Logical axes of the parameters (models/) to axes of the mesh, the first that
 # is free. What no rule puts on "data" is whole on each of its devices.
 RULES = (
-  ("vocab", moe.TENSOR),
-  ("experts", moe.EXPERT),
-  ("embed", (moe.FSDP, moe.EXPERT)),
-  ("embed", moe.FSDP),
-  ("heads", moe.TENSOR),
-  ("kv", moe.TENSOR),
-  ("mlp", moe.TENSOR),
+  ("vocab", axes.TENSOR),
+  ("experts", axes.EXPERT),
+  ("embed", (axes.FSDP, axes.EXPERT)),
+  ("embed", axes.FSDP),
+  ("heads", axes.TENSOR),
+  ("kv", axes.TENSOR),
+  ("mlp", axes.TENSOR),
   ("head_dim", None),
   ("router", None),
 )
@@ -77,7 +77,7 @@ def sharded(
     The step, and the state laid out on the mesh.
   """
   whole = NamedSharding(mesh, PartitionSpec())
-  by_line = NamedSharding(mesh, PartitionSpec(None, moe.LINES))
+  by_line = NamedSharding(mesh, PartitionSpec(None, axes.LINES))
   layout = state_sharding(state, config, mesh)
   run = jax.jit(
     step,
@@ -89,9 +89,7 @@ def sharded(
   def wrapped(state, batch):
     # Of the batch too some may lie elsewhere: what the reference says of it.
     batch = jax.device_put(batch, by_line)
-    if not config.sparse_layers:
-      return run(state, batch)
-    with jax.set_mesh(mesh):  # Experts find it there.
+    with jax.set_mesh(mesh):  # Layers find it there.
       return run(state, batch)
 
   return wrapped, jax.device_put(state, layout)
@@ -140,15 +138,15 @@ def lines(train: Any) -> int:
   on = of_config(train)
   if on is None:
     return jax.device_count() if train.parallel == "pmap" else 1
-  return math.prod(on.shape[axis] for axis in moe.LINES)
+  return math.prod(on.shape[axis] for axis in axes.LINES)
 
 
 def check(train: Any, config: qwen3.Config) -> None:
   """InputError where a policy of this shape has no place on the mesh."""
   on = of_config(train)
-  if on and config.sparse_layers and config.num_experts % on.shape[moe.EXPERT]:
+  if on and config.sparse_layers and config.num_experts % on.shape[axes.EXPERT]:
     raise errors.InputError(
-      f"--config.train.mesh.expert: {on.shape[moe.EXPERT]} devices; expected a"
+      f"--config.train.mesh.expert: {on.shape[axes.EXPERT]} devices; expected a"
       f" divisor of num_experts {config.num_experts}"
     )
 

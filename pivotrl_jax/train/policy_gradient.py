@@ -287,6 +287,7 @@ def layout(config: Any) -> dict[str, int]:
     "micro_batches": config.train.micro_batches,
     "multiple_of": parallel.lines(config.train),
     "batch_tokens": config.train.batch_tokens,
+    "branch_tokens": config.train.branch_tokens,
   }
 
 
@@ -354,11 +355,13 @@ def _step(config, policy, log_probs_fn, tx):
       step_lib.train_step,
       loss_fn=loss_fn,
       tx=tx,
+      keys_fn=sft.keys_fn(config, policy.config),
       balance=t.router_aux_loss_coef,
     )
   return functools.partial(
     natural.train_step,
     loss_fn=loss_fn,
+    keys_fn=sft.keys_fn(config, policy.config),
     model=in_both_modes(config, policy),
     chunk=t.logits_chunk,
     temperature=config.rollout.temperature,

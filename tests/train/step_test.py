@@ -37,11 +37,8 @@ def _setup(attention="auto", **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   tx = optax.sgd(0.1)
   params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
-  log_probs = functools.partial(
-    step_lib.policy_log_probs,
-    qwen3.Qwen3(TINY, attention=attention),
-    chunk=16,
-  )
+  model = qwen3.Qwen3(TINY, attention=attention)
+  log_probs = functools.partial(step_lib.policy_log_probs, model, chunk=16)
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
       kl_coef=0.0, loss_norm="token", importance_cap=0.0, importance_floor=0.0,
@@ -50,6 +47,7 @@ def _setup(attention="auto", **options):
     step_lib.train_step,
     loss_fn=functools.partial(step_lib.grpo_loss, **knobs),
     tx=tx,
+    keys_fn=functools.partial(step_lib.trie_keys, model),
   )
   return state_lib.create(params, tx), step
 
@@ -109,13 +107,14 @@ def test_sharded(reference, sizes):
   _sharded(reference, sizes, "auto" if sizes["tensor"] > 2 else "pallas")
 
 
-def test_sharded_without_kernels(reference):
-  _sharded(reference, {"data": 1, "fsdp": 4, "tensor": 2}, "auto")
+def test_sharded_without_kernels_in_parts(reference):
+  sizes = {"data": 1, "fsdp": 4, "tensor": 2}
+  _sharded(reference, sizes, "auto", branch_tokens=8)
 
 
-def _sharded(reference, sizes, attention):
+def _sharded(reference, sizes, attention, **layout):
   state, step = _setup(attention)
-  batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
+  batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8, **layout)
   run, state = parallel.sharded(step, state, TINY, parallel.mesh(**sizes))
   kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
   assert meshes.copies(kernel) == sizes["data"]

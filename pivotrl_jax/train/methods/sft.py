@@ -67,8 +67,9 @@ def build(
     policy,
     state,
     sft.train_step(
-      log_probs_fn, tx, balance=config.train.router_aux_loss_coef
-    ),
+      log_probs_fn, tx, keys_fn=sft.keys_fn(config, policy.config),
+      balance=config.train.router_aux_loss_coef,
+    ),  # fmt: skip
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
