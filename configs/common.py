@@ -195,6 +195,10 @@ def _embedded(domain):
       expert=1,  # As fsdp, but each keeps to its own experts of a layer.
       tensor=1,  # Share each matrix and each line of a batch.
     ),
+    lora_rank=0,  # Train adapters of this rank alone; 0 = all parameters.
+    lora_alpha=32.0,  # Of them lora_alpha / lora_rank times is added.
+    lora_targets="q_proj,k_proj,v_proj,o_proj",  # Matrices with one; further:
+    # gate_proj, up_proj, down_proj, but for those of experts.
     # Of a mixture of experts alone:
     router_aux_loss_coef=0.0,  # Of the load-balance loss; 0 = none.
     router_count="rows",  # A prompt's token counts in that loss and in router/

@@ -21,6 +21,7 @@ from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import parallel
@@ -243,6 +244,12 @@ RULES = {
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
   **{f"train.mesh.{axis}": _DEVICES for axis in parallel.AXES},
+  "train.lora_rank": _whole(0),
+  "train.lora_alpha": _above(0),
+  "train.lora_targets": Rule(
+    lambda x: isinstance(x, str) and set(lora.names(x)) <= {*lora.TARGETS},
+    f"some of {', '.join(lora.TARGETS)}, with commas between",
+  ),
   "train.router_aux_loss_coef": _number(0),
   "train.router_count": _one_of(*step_lib.COUNTS),
   "train.freeze_router": _FLAG,
@@ -390,6 +397,11 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     f"at most train.importance_cap={t.importance_cap}",
   )
   yield (
+    t.lora_rank > 0 and config.optimizer == "natural",
+    "train.lora_rank",
+    "0, or optimizer=adam: natural steps are of all parameters",
+  )
+  yield (
     config.engine.release and config.engine.name == "jax",
     "engine.release",
     "False, or engine.name=sglang",
@@ -501,6 +513,7 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     f"train.parallel={t.parallel}",
     ("train.mesh",),
   )
+  yield not t.lora_rank, "train.lora_rank=0", _LORA
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)
   yield (
@@ -524,6 +537,9 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     ("evaluation.max_turns",),
   )
   yield from _verifiers_without_effect(config)
+
+
+_LORA = ("train.lora_alpha", "train.lora_targets")
 
 
 def _verifiers_without_effect(config):

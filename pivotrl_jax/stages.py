@@ -115,7 +115,7 @@ STAGES = {
     **methods.METHODS["pivotrl"].READS,
     outputs=("export",),
     resumes=("checkpoints",),
-    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb"),
+    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb", "adapter"),
     grows=("train.steps",),
     changed="refuse",
   ),
@@ -382,6 +382,8 @@ def _idle(config, name):
     idle.append("natural")
   # Switches that are off: runs from before there were any have none.
   idle += [f"train.{k}" for k in policy.OF_EXPERTS if not config.train[k]]
+  if not config.train.lora_rank:
+    idle += ["train.lora_rank", "train.lora_alpha", "train.lora_targets"]
   if not config.train.router_aux_loss_coef:
     idle.append("train.router_count")
   if not config.warm_start.steps:

@@ -124,6 +124,10 @@ NONSENSE = {
   "train.importance_cap": REAL,
   "train.importance_floor": (0.1, *REAL),  # Without a cap.
   **{f"train.mesh.{axis}": (0, -2, *WHOLE[1:]) for axis in parallel.AXES},
+  "train.branch_tokens": WHOLE,
+  "train.lora_rank": WHOLE,
+  "train.lora_alpha": (0, *REAL),
+  "train.lora_targets": ("", "q_proj,x", 3),
   "train.router_aux_loss_coef": REAL,
   "train.router_count": ("tokens", 1),
   "train.freeze_router": (1, None),
@@ -167,6 +171,8 @@ def test_nonsense_is_refused(name):
       "verifier.swe_pivot.similarity_threshold": 0.9,
       "verifier.swe_pivot.similarity_full_credit": 0.8},
      ("similarity_threshold: 0.9", "0.8")),
+    ({"train.lora_rank": 4, "optimizer": "natural"},
+     ("train.lora_rank: 4", "optimizer=adam")),
     ({"train.replay_routes": True, "engine.name": "sglang"},
      ("train.replay_routes: True", "engine.name=jax")),
     ({"train.parallel": "sharded", "train.mesh.expert": 3},
@@ -258,6 +264,8 @@ def _warnings(caplog, changes):
       " method=e2e)"]),
     ({"e2e.max_turns": 3},
      ["config: without effect are e2e.max_turns (as method=pivotrl)"]),
+    ({"train.lora_alpha": 1.0},
+     ["config: without effect are train.lora_alpha (as train.lora_rank=0)"]),
     ({"train.mesh.tensor": 2},
      ["config: without effect are train.mesh.tensor (as"
       " train.parallel=jit)"]),

@@ -25,6 +25,7 @@ from pivotrl_jax.engines import handover
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.engines import sglang
 from pivotrl_jax.models import hf
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 
 MINI = pathlib.Path(__file__).parent.parent / "models" / "mini"
@@ -40,7 +41,8 @@ class Policy:
     tokenizer: with its chat template.
     hf_config: the fields of config.json.
     config: the model's shape.
-    params: nested float32 arrays, on the device or devices.
+    params: nested float32 arrays, on the device or devices; as `frozen` and
+      `without_params` leave them.
     version: hash of the weights.
   """
 
@@ -143,6 +145,7 @@ def check(config: Any) -> qwen3.Config:
   hf_config = hf.read_config(path)
   shape = qwen3.config_from_hf(hf_config)
   _name_the_idle(config.train, path, shape)
+  _check_targets(config.train, path, shape)
   hf.check_tensors(path, hf_config)
   render.check(load_tokenizer(path, config), config.model.chat_template or path)
   return shape
@@ -158,6 +161,17 @@ def _name_the_idle(train, path, shape):
         ", ".join(idle),
         path,
       )
+
+
+def _check_targets(train, path, shape):
+  """InputError where adapters would stand beside experts."""
+  named = set(lora.names(train.lora_targets)) & set(lora.OF_MLP)
+  dense = len(shape.sparse_layers) < shape.num_hidden_layers
+  if train.lora_rank and named and not dense:
+    raise errors.InputError(
+      f"--config.train.lora_targets: {', '.join(sorted(named))}; expected"
+      f" attention's alone, as all layers of {path} have experts"
+    )
 
 
 # Of `train`: what it does about routers where one asks for it.
@@ -176,6 +190,22 @@ def template_kwargs(config: Any) -> dict[str, Any]:
       ' expected a JSON object, such as {"enable_thinking": false}'
     )
   return found
+
+
+def frozen(policy: Policy, dtype: str) -> Policy:
+  """One whose parameters are read alone: matrices in the type of activations,
+  which is what every product takes them in.
+  """
+
+  def read(x):
+    return x if x.ndim < 2 or x.dtype == dtype else x.astype(dtype)
+
+  return dataclasses.replace(policy, params=jax.tree.map(read, policy.params))
+
+
+def without_params(policy: Policy) -> Policy:
+  """What is left of one whose parameters nobody is to hold any longer."""
+  return dataclasses.replace(policy, params=None)
 
 
 def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
@@ -212,10 +242,13 @@ def digest(params: Any) -> str:
 
 
 def engine(policy: Policy, config: Any) -> base.Engine:
-  """The engine that `config.engine.name` names, loaded with `policy`."""
+  """The engine that `config.engine.name` names, loaded with `policy`, or with
+  nothing if it has no parameters any longer.
+  """
   build = {"jax": _embedded, "sglang": _servers}[config.engine.name]
   made = build(policy, config)
-  made.load(jax.device_put(policy.params), policy.version)
+  if policy.params is not None:
+    made.load(jax.device_put(policy.params), policy.version)
   return made
 
 

@@ -17,7 +17,9 @@ from pivotrl_jax import compilations
 from pivotrl_jax import errors
 from pivotrl_jax import interrupt
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import moe
+from pivotrl_jax.models import peft
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import metrics as metrics_lib
@@ -31,7 +33,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   t = config.train
   policy = policy_lib.starting(config, workdir, layout=parallel.layout(t))
   tx = optimizer(config)
-  state = state_lib.create(policy.params, tx)
+  state, policy, base = start(config, policy, tx)
   with (
     checkpoints.Checkpoints(
       workdir, keep=t.keep_checkpoints, policy=policy.version
@@ -42,9 +44,37 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     if turns is None:
       turns = method.turns_before(workdir)
     writer.start(first)
-    advance, state = method.build(config, workdir, policy, tx, state)
+    advance, state = method.build(config, workdir, policy, tx, state, base)
+    policy = policy_lib.without_params(policy)
     state = _steps(t, first, state, turns, advance, saved, writer)
-  policy_lib.save(workdir / "export", policy, state.params)
+  if base is not None:
+    peft.save(
+      workdir / ADAPTER, state.params, policy.hf_config, rank=t.lora_rank,
+      alpha=t.lora_alpha, base=str(policy.path.absolute()),
+    )  # fmt: skip
+  policy_lib.save(workdir / "export", policy, lora.merge(base, state.params))
+
+
+ADAPTER = "adapter"  # Folder of a workdir, in the layout of PEFT.
+
+
+def start(
+  config: Any, policy: policy_lib.Policy, tx: optax.GradientTransformation
+) -> tuple[state_lib.TrainState, policy_lib.Policy, lora.Base | None]:
+  """A state that has taken no step, the policy to read from now on, and the
+  base where the state's parameters are adapters.
+  """
+  t = config.train
+  if not t.lora_rank:
+    state = state_lib.create(policy.params, tx)
+    return state, policy_lib.frozen(policy, config.model.dtype), None
+  adapters = lora.init(
+    policy.params, rank=t.lora_rank, targets=lora.names(t.lora_targets),
+    seed=config.seed,
+  )  # fmt: skip
+  policy = policy_lib.frozen(policy, config.model.dtype)
+  base = lora.Base(policy.params, t.lora_alpha / t.lora_rank)
+  return state_lib.create(adapters, tx), policy, base
 
 
 def _first(t, workdir, saved, state):

@@ -23,6 +23,7 @@ import optax
 
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import natural_gradient
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
@@ -179,6 +180,7 @@ def _mean(total, axis_name):
 def project(
   state: state_lib.TrainState,
   batch: batches.TrainBatch,
+  base: lora.Base | None = None,
   *,
   log_probs_fn: Callable[..., Any],
   seed: int,
@@ -190,6 +192,7 @@ def project(
   Args:
     state: comes back as it is; directions depend on (seed, state.step) alone.
     batch: arrays `[M, B, ...]`.
+    base: see `step.train_step`.
     log_probs_fn: `(params, micro) -> log-probs [B, N, A], ...`, by a body of
       attention that has a forward mode.
     seed: of the directions.
@@ -201,6 +204,7 @@ def project(
     each action's log-prob; see `natural_gradient.score_projections`.
   """
   del axis_name
+  log_probs_fn = lora.beside(base, log_probs_fn)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def one(micro):

@@ -17,6 +17,7 @@ import numpy as np
 
 from pivotrl_jax import errors
 from pivotrl_jax.models import axes
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 
 # What pmap sums over.
@@ -38,12 +39,20 @@ RULES = (
 )
 
 
-def jitted(step: Callable[..., Any]) -> Callable[..., Any]:
-  """`step(state, batch)` on the default device; the state is donated."""
-  return jax.jit(step, donate_argnums=0)
+def jitted(
+  step: Callable[..., Any], base: lora.Base | None = None
+) -> Callable[..., Any]:
+  """`step(state, batch)` on the default device; the state is donated.
+
+  With a base the state is of adapters, and `step` takes it as a third.
+  """
+  run = jax.jit(step, donate_argnums=0)
+  return lambda state, batch: run(state, batch, *_given(base))
 
 
-def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
+def pmapped(
+  step: Callable[..., Any], base: lora.Base | None = None
+) -> Callable[..., Any]:
   """`step` with the state replicated and trees `B` split over all devices.
 
   `step` must take `axis_name`. State goes in and comes out unreplicated.
@@ -51,11 +60,17 @@ def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
   count = jax.local_device_count()
   run = jax.pmap(functools.partial(step, axis_name=AXIS), axis_name=AXIS)
 
-  def wrapped(state, batch):
-    state = jax.tree.map(
-      lambda x: np.broadcast_to(x, (count, *np.shape(x))), state
+  def everywhere(tree):
+    return jax.tree.map(
+      lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree
     )
-    state, metrics, rows = run(state, jax.tree.map(_split(count), batch))
+
+  def wrapped(state, batch):
+    state, metrics, rows = run(
+      everywhere(state),
+      jax.tree.map(_split(count), batch),
+      *_given(everywhere(base)),
+    )
     state, metrics = jax.tree.map(lambda x: x[0], (state, metrics))
     return state, metrics, jax.tree.map(_join, rows)
 
@@ -63,7 +78,11 @@ def pmapped(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sharded(
-  step: Callable[..., Any], state: Any, config: qwen3.Config, mesh: Mesh
+  step: Callable[..., Any],
+  state: Any,
+  config: qwen3.Config,
+  mesh: Mesh,
+  base: lora.Base | None = None,
 ) -> tuple[Callable[..., Any], Any]:
   """`step` under jit, with state sharded by `RULES` and lines over devices.
 
@@ -72,16 +91,18 @@ def sharded(
     state: a TrainState, wherever it lives.
     config: shape of the policy, for the parameters' logical axes.
     mesh: of `mesh`.
+    base: see `jitted`.
 
   Returns:
     The step, and the state laid out on the mesh.
   """
   whole = NamedSharding(mesh, PartitionSpec())
   by_line = NamedSharding(mesh, PartitionSpec(None, axes.LINES))
-  layout = state_sharding(state, config, mesh)
+  layout, frozen = (state_sharding(x, config, mesh) for x in (state, base))
+  base = jax.device_put(base, frozen)
   run = jax.jit(
     step,
-    in_shardings=(layout, by_line),
+    in_shardings=(layout, by_line, *_given(frozen)),
     out_shardings=(layout, whole, by_line),
     donate_argnums=0,
   )
@@ -90,9 +111,13 @@ def sharded(
     # Of the batch too some may lie elsewhere: what the reference says of it.
     batch = jax.device_put(batch, by_line)
     with jax.set_mesh(mesh):  # Layers find it there.
-      return run(state, batch)
+      return run(state, batch, *_given(base))
 
   return wrapped, jax.device_put(state, layout)
+
+
+def _given(base):
+  return () if base is None else (base,)
 
 
 def mesh(
@@ -176,12 +201,15 @@ def _boxed(config):
 def state_sharding(state: Any, config: qwen3.Config, mesh: Mesh) -> Any:
   """A NamedSharding for every leaf: parameters and their moments alike."""
   specs = nn.logical_to_mesh(nn.get_partition_spec(_boxed(config)), RULES)
-  by_path = {
-    jax.tree_util.keystr(path): spec
-    for path, spec in jax.tree_util.tree_leaves_with_path(
-      specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-  }
+  by_path = {}
+  for path, spec in jax.tree_util.tree_leaves_with_path(
+    specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+  ):
+    by_path[jax.tree_util.keystr(path)] = spec
+    if path[-1].key == "kernel":  # An adapter has one axis of its matrix each.
+      for name, own in ((lora.A, (spec[0], None)), (lora.B, (None, spec[1]))):
+        place = (*path[:-1], jax.tree_util.DictKey(name))
+        by_path[jax.tree_util.keystr(place)] = PartitionSpec(*own)
 
   def place(path, leaf):
     # A moment's path ends in the path of its parameter.

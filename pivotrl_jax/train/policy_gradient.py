@@ -21,6 +21,7 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import monitor
 from pivotrl_jax.train import natural
@@ -74,22 +75,34 @@ class PolicyGradient:
     score: `(params, batch) -> log-probs [M, B, N, A]`.
   """
 
-  def __init__(self, config: Any, policy: policy_lib.Policy, tx: Any):
-    self._config = config
+  def __init__(
+    self, config: Any, policy: policy_lib.Policy, tx: Any,
+    base: lora.Base | None,
+  ):  # fmt: skip
+    self._config, self._base = config, base
     self.log_probs_fn = sft.log_probs_fn(
       config, policy.config, temperature=config.rollout.temperature
     )
     self.score = jax.jit(functools.partial(step_lib.score, self.log_probs_fn))
     self.shape: batches.Shape | None = None
-    self._policy, self._tx = policy, tx
-    self._reference = jax.device_put(policy.params)
+    self._policy, self._tx = policy_lib.without_params(policy), tx
+    # Held where something reads it, and no second copy beside a base.
+    self._reference = None
+    if config.train.kl_coef or config.train.watch_every:
+      self._reference = jax.device_put(policy.params)
     self._step = None
 
   def lay_out(self, state: Any) -> Any:
     """The state as the step wants it; the first thing to be done with one."""
     step = _step(self._config, self._policy, self.log_probs_fn, self._tx)
-    self._step, state = spread(self._config, self._policy, state, step)
+    self._step, state = spread(
+      self._config, self._policy, state, step, self._base
+    )
     return state
+
+  def params(self, state: Any) -> Any:
+    """What the policy is applied with, whose gradient the steps take."""
+    return lora.join(self._base, state.params)
 
   def pack(self, samples: Samples) -> tuple[batches.TrainBatch, np.ndarray]:
     """`pack` into the shape of all steps."""
@@ -152,7 +165,7 @@ class PolicyGradient:
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       # From the host: a sharded step lays out its inputs itself.
-      old_log_probs = jax.device_get(self.score(state.params, batch))
+      old_log_probs = jax.device_get(self.score(self.params(state), batch))
       batch = batch.replace(old_log_probs=old_log_probs)
     inputs = batch if fisher is None else natural.NaturalBatch(batch, fisher)
     updates = []
@@ -291,13 +304,16 @@ def layout(config: Any) -> dict[str, int]:
   }
 
 
-def spread(config: Any, policy: policy_lib.Policy, state: Any, step: Any):
+def spread(
+  config: Any, policy: policy_lib.Policy, state: Any, step: Any,
+  base: lora.Base | None,
+):  # fmt: skip
   """The wrapper that `config.train.parallel` names, and the state for it."""
   mesh = parallel.of_config(config.train)
   if mesh:
-    return parallel.sharded(step, state, policy.config, mesh)
+    return parallel.sharded(step, state, policy.config, mesh, base)
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
-  return wrap[config.train.parallel](step), state
+  return wrap[config.train.parallel](step, base), state
 
 
 def in_both_modes(config: Any, policy: policy_lib.Policy) -> qwen3.Qwen3:

@@ -17,6 +17,7 @@ import optax
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.losses import logprobs
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
@@ -25,6 +26,7 @@ from pivotrl_jax.train import state as state_lib
 def train_step(
   state: state_lib.TrainState,
   batch: batches.TrainBatch,
+  base: lora.Base | None = None,
   *,
   loss_fn: Callable[..., Any],
   tx: optax.GradientTransformation,
@@ -37,6 +39,7 @@ def train_step(
   Args:
     state: before the step.
     batch: arrays `[M, B, ...]`.
+    base: where the state's parameters are adapters, what they stand beside.
     loss_fn: `(params, micro_batch) -> (loss sum, (metric sums, rows))`, with
       "weight" and "loss" among the sums, and `rows` a dict of per-branch
       arrays `[B, N]`.
@@ -48,8 +51,8 @@ def train_step(
     `[M, B, N]` under the old parameters.
   """
   grads, metrics, rows = gradients(
-    state.params, batch, loss_fn=loss_fn, keys_fn=keys_fn,
-    axis_name=axis_name, balance=balance,
+    state.params, batch, loss_fn=lora.beside(base, loss_fn),
+    keys_fn=lora.beside(base, keys_fn), axis_name=axis_name, balance=balance,
   )  # fmt: skip
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   metrics["update_norm"] = optax.tree.norm(updates)
