@@ -157,16 +157,16 @@ def by_parts(
           tries=micro.tries, ends=micro.ends, depths=micro.depths, keys=keys
       ))  # fmt: skip
 
-    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, keys)
+    (grads, of_keys), (sums, rows) = jax.grad(
+      loss, argnums=(0, 1), has_aux=True
+    )(params, keys)
+    # Added up as gradients of parameters are, whatever activations are in.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), of_keys)
+    return (grads, wide, sums), rows
 
-  def split(part):
-    grads, (sums, rows) = one(part)
-    return (grads, sums), rows
-
-  ((grads, keys_grad), sums), rows = over_micro_batches(
-    split, _parts_of(micro)
-  )
-  (of_tries,) = tries_back((keys_grad, jnp.ones_like(aside)))
+  (grads, of_keys, sums), rows = over_micro_batches(one, _parts_of(micro))
+  of_keys = jax.tree.map(lambda x, key: x.astype(key.dtype), of_keys, keys)
+  (of_tries,) = tries_back((of_keys, jnp.ones_like(aside)))
   grads = jax.tree.map(jnp.add, grads, of_tries)
   if router:
     sums["router"] = jax.tree.map(jnp.add, sums["router"], router)

@@ -1,10 +1,12 @@
 """One device, accumulated, pmap and sharded give one step."""
 
+import collections
 import functools
 
 import chex
 import flax.linen as nn
 import jax
+from jax.extend import core as extend
 import numpy as np
 import optax
 import pytest
@@ -33,11 +35,11 @@ def _rows(advantages):
   )
 
 
-def _setup(attention="auto", **options):
+def _setup(attention="auto", dtype="float32", **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   tx = optax.sgd(0.1)
   params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
-  model = qwen3.Qwen3(TINY, attention=attention)
+  model = qwen3.Qwen3(TINY, attention=attention, dtype=np.dtype(dtype))
   log_probs = functools.partial(step_lib.policy_log_probs, model, chunk=16)
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
@@ -136,6 +138,35 @@ def test_moments_are_divided_as_their_parameters_are():
       name = jax.tree_util.keystr(path)
       norm = 8 if "q_norm" in name or "k_norm" in name else 4
       assert meshes.copies(array) == (2 if array.ndim == 2 else norm), name
+
+
+@pytest.mark.parametrize("layout", [{}, {"branch_tokens": 8}])
+def test_in_bfloat16_products_are_but_masters_and_sums_are_not(layout):
+  state, step = _setup("xla", dtype="bfloat16")
+  batch, _ = batches.pack(_rows(ADVANTAGES), batch_tokens=64, **layout)
+  jaxpr, (after, _, _) = jax.make_jaxpr(step, return_shape=True)(state, batch)
+  kinds = collections.Counter(
+    tuple(sorted(x.aval.dtype.name for x in eqn.invars))
+    for eqn in _equations(jaxpr.jaxpr)
+    if eqn.primitive.name == "dot_general"
+  )
+  assert kinds.pop(("bfloat16", "bfloat16")) > 50
+  # The gradient of logits, which are float32, times what they are made of.
+  assert kinds == {("bfloat16", "float32"): 2}
+  # Where parts of a gradient are added up, and what they become.
+  for eqn in _equations(jaxpr.jaxpr):
+    if eqn.primitive.name in ("while", "scan") and len(eqn.outvars) > 9:
+      carried = {x.aval.dtype.name for x in eqn.outvars}
+      assert "bfloat16" not in carried
+  assert {x.dtype.name for x in jax.tree.leaves(after.params)} == {"float32"}
+
+
+def _equations(jaxpr):
+  """Those of a jaxpr and of all within it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in extend.jaxprs_in_params(eqn.params):
+      yield from _equations(inner)
 
 
 @pytest.mark.parametrize("attention", ["dense", "pallas"])

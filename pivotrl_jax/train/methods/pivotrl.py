@@ -173,9 +173,7 @@ class _PivotRL:
     scalars |= watch.rollouts(groups, rewards, batch, stats.sampled_tokens)
     scalars |= of_natural | gradient.of_trie(samples, batch, places, stats)
     if index == 0:
-      scalars |= gradient.gap(
-        gradient.params(state), samples, rewards.shape[1]
-      )
+      scalars |= gradient.gap(gradient.params(state), samples, rewards.shape[1])
     if samples.kept.any():
       state, updated = self._update(
         state, index, groups, rewards, samples, (batch, places)

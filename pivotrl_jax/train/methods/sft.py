@@ -69,7 +69,9 @@ def build(
     policy,
     state,
     sft.train_step(
-      log_probs_fn, tx, keys_fn=sft.keys_fn(config, policy.config),
+      log_probs_fn,
+      tx,
+      keys_fn=sft.keys_fn(config, policy.config),
       balance=config.train.router_aux_loss_coef,
     ),  # fmt: skip
     base,
