@@ -16,6 +16,7 @@ import meshes
 from configs import swe
 from pivotrl_jax import main
 from pivotrl_jax.data import batches
+from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import loop
@@ -176,10 +177,12 @@ def test_a_run_saves_adapters_and_exports_both_ways(small, programs, tmp_path):
     np.testing.assert_allclose(new[name], want, atol=1e-7, err_msg=name)
 
 
-def test_in_bfloat16_the_base_is_read_in_it_and_adapters_are_not(small):
+def test_in_bfloat16_the_base_is_read_in_it_and_adapters_are_not(
+  small, tmp_path
+):
   config = _config(small)
   config.model.dtype = "bfloat16"
-  policy = loop.policy_lib.starting(config, None)
+  policy = policy_lib.starting(config, tmp_path)
   state, policy, base = loop.start(config, policy, loop.optimizer(config))
   kinds = {str(x.dtype) for x in jax.tree.leaves(state.params)}
   assert kinds == {"float32"}

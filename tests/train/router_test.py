@@ -67,9 +67,8 @@ def _model(**options):
 
 
 def _step(model=None, *, tx=None, **options):
-  log_probs = functools.partial(
-    step_lib.policy_log_probs, model or _model(), chunk=16
-  )
+  model = model or _model()
+  log_probs = functools.partial(step_lib.policy_log_probs, model, chunk=16)
   loss = functools.partial(
       step_lib.grpo_loss, log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2,
       kl="k3", kl_coef=0.0, loss_norm="token", importance_cap=0.0,
@@ -78,6 +77,7 @@ def _step(model=None, *, tx=None, **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   return functools.partial(
     step_lib.train_step, loss_fn=loss, tx=tx or optax.sgd(0.1),
+    keys_fn=functools.partial(step_lib.trie_keys, model),
     **{"balance": BALANCE} | options,
   )  # fmt: skip
 
@@ -116,6 +116,14 @@ def test_accumulated(reference, params, rows, layout):
   chex.assert_trees_all_close(got, reference, atol=1e-5)
 
 
+@SLOW
+def test_in_parts(reference, params, rows):
+  batch, _ = batches.pack(rows, batch_tokens=64, branch_tokens=16)
+  assert batch.parts > 1
+  got = _result(jax.jit(_step())(_state(params), batch))
+  chex.assert_trees_all_close(got, reference, atol=1e-5)
+
+
 def test_pmap(reference, params, rows):
   batch, _ = batches.pack(rows, multiple_of=8)
   got = _result(parallel.pmapped(_step())(_state(params), batch))
@@ -130,7 +138,8 @@ def test_pmap(reference, params, rows):
 def test_sharded(reference, params, rows, sizes):
   batch, _ = batches.pack(rows, multiple_of=8)
   mesh = parallel.mesh(**sizes)
-  step = _step(_model(attention="pallas" if sizes["tensor"] == 2 else "dense"))
+  attention = "pallas" if sizes["expert"] * sizes["tensor"] == 4 else "dense"
+  step = _step(_model(attention=attention))
   run, state = parallel.sharded(step, _state(params), TINY, mesh)
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
   assert meshes.copies(kernel) == sizes["data"]

@@ -103,13 +103,16 @@ def test_pmap(reference, attention):
   )
 
 
-@pytest.mark.parametrize("sizes", meshes.shapes({(1, 8, 1, 1), (2, 2, 1, 2)}))
+@pytest.mark.parametrize("sizes", meshes.shapes({(1, 8, 1, 1)}))
 def test_sharded(reference, sizes):
-  # Kernels where few devices share a head, which they must not cut.
-  _sharded(reference, sizes, "auto" if sizes["tensor"] > 2 else "pallas")
+  _sharded(reference, sizes, "dense")
 
 
-def test_sharded_without_kernels_in_parts(reference):
+def test_sharded_by_kernels(reference):
+  _sharded(reference, {"data": 2, "fsdp": 2, "tensor": 2}, "pallas")
+
+
+def test_sharded_by_loops_in_parts(reference):
   sizes = {"data": 1, "fsdp": 4, "tensor": 2}
   _sharded(reference, sizes, "auto", branch_tokens=8)
 
