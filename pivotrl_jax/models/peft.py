@@ -1,6 +1,5 @@
 """Adapters -> a directory that PEFT (Hugging Face) loads as it is."""
 
-from collections.abc import Callable
 import json
 import pathlib
 import shutil
@@ -21,8 +20,6 @@ def save(
   rank: int,
   alpha: float,
   base: str,
-  fetch: Callable[[Any], np.ndarray] = np.asarray,
-  writes: bool = True,
 ) -> None:
   """Writes adapter_config.json and adapter_model.safetensors.
 
@@ -35,8 +32,6 @@ def save(
     rank: r.
     alpha: r times the scale of A B.
     base: the base model's directory or name.
-    fetch: an array of `adapters` -> the whole of it on this host.
-    writes: False: only fetches, as another process does that writes.
   """
   tensors, targets = {}, set()
   for name, keys, *_ in hf.name_map(config):
@@ -47,10 +42,8 @@ def save(
     targets.add(keys[-2])
     stem = f"base_model.model.{name.removesuffix('.weight')}"
     for part, ours in (("lora_A", lora.A), ("lora_B", lora.B)):
-      array = fetch(found[ours]).astype(np.float32).T  # torch: [out, in].
+      array = np.asarray(found[ours], np.float32).T  # torch: [out, in].
       tensors[f"{stem}.{part}.weight"] = np.ascontiguousarray(array)
-  if not writes:
-    return
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
