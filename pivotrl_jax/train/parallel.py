@@ -169,11 +169,17 @@ def lines(train: Any) -> int:
 def check(train: Any, config: qwen3.Config) -> None:
   """InputError where a policy of this shape has no place on the mesh."""
   on = of_config(train)
-  if on and config.sparse_layers and config.num_experts % on.shape[axes.EXPERT]:
-    raise errors.InputError(
-      f"--config.train.mesh.expert: {on.shape[axes.EXPERT]} devices; expected a"
-      f" divisor of num_experts {config.num_experts}"
-    )
+  if on is None:
+    return
+  divided = {axes.TENSOR: "num_key_value_heads"}
+  if config.sparse_layers:
+    divided[axes.EXPERT] = "num_experts"
+  for axis, name in divided.items():
+    if getattr(config, name) % on.shape[axis]:
+      raise errors.InputError(
+        f"--config.train.mesh.{axis}: {on.shape[axis]} devices; expected a"
+        f" divisor of {name} {getattr(config, name)}"
+      )
 
 
 def layout(train: Any) -> Callable[[qwen3.Config], Any] | None:

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import meshes
+from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import moe
@@ -138,8 +139,8 @@ def test_pmap(reference, params, rows):
 def test_sharded(reference, params, rows, sizes):
   batch, _ = batches.pack(rows, multiple_of=8)
   mesh = parallel.mesh(**sizes)
-  attention = "pallas" if sizes["expert"] * sizes["tensor"] == 4 else "dense"
-  step = _step(_model(attention=attention))
+  kernels = sizes["expert"] == sizes["tensor"] == 2
+  step = _step(_model(attention="pallas" if kernels else "dense"))
   run, state = parallel.sharded(step, _state(params), TINY, mesh)
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
   assert meshes.copies(kernel) == sizes["data"]
@@ -223,5 +224,14 @@ def test_natural_steps_are_the_same_over_shared_experts(
 
 
 def test_devices_that_cannot_be_divided():
+  train = swe.get_config("tiny").train
+  train.parallel = "sharded"
+  parallel.check(train, TINY)
+  for axis, size, what in (
+    ("expert", 8, "num_experts 4"), ("tensor", 2, "num_key_value_heads 1"),
+  ):  # fmt: skip
+    train.mesh.update({"expert": 1, "tensor": 1} | {axis: size})
+    with pytest.raises(errors.InputError, match=f"{axis}: {size} .*{what}"):
+      parallel.check(train, TINY)
   with pytest.raises(errors.InputError, match="expert=3, .*on 8 devices"):
     parallel.mesh(expert=3)
