@@ -118,6 +118,9 @@ def _embedded(domain):
     group_size=8,  # K, samples a candidate.
     trajectories=0,  # Most to profile; 0 = all.
     trajectories_per_batch=16,  # Whole trajectories an engine call.
+    part="",  # I/N, such as 3/16: profile that part alone; "" = all.
+    parts="",  # Workdirs of all parts, with commas between or a pattern such
+    # as runs/parts/*: their profiles in place of sampling.
     # By the policy in training, which then trains on what the same rule keeps:
     again_every=0,  # Steps between two profiles; 0 = never.
     again_below=0.0,  # Once groups' mean std is under so much of its first 20
@@ -206,7 +209,10 @@ def _embedded(domain):
     freeze_router=False,  # Routers stay as they are.
     replay_routes=False,  # Train on the experts that the sampler chose.
     save_every=20,  # Steps between checkpoints.
-    keep_checkpoints=2,
+    keep_checkpoints=2,  # The newest.
+    keep_best=0,  # Further ones, of the highest mean of best_by since the one
+    best_by="rollout/reward_mean",  # before: a name in metrics.jsonl, or with
+    # a - before it, of the lowest.
     keep_groups=16,  # Groups a step that rollouts.jsonl keeps; 0 = none.
     log_every=5,
     natural_every=20,  # Steps between two natural-gradient norms; 0 = never.

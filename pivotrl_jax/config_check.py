@@ -15,6 +15,7 @@ from absl import logging
 import jax
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
@@ -23,6 +24,7 @@ from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
 from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
+from pivotrl_jax.pivots import parts
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
@@ -159,6 +161,11 @@ RULES = {
   "profile.group_size": _whole(2),
   "profile.trajectories": _whole(0),
   "profile.trajectories_per_batch": _whole(1),
+  "profile.part": Rule(
+    lambda x: x == "" or isinstance(x, str) and bool(parts.parse(x)),
+    "I/N, a part from 1 to N",
+  ),
+  "profile.parts": _TEXT,
   "profile.again_every": _whole(0),
   "profile.again_below": _SHARE,
   "pivots.threshold": _above(0, 1),
@@ -256,6 +263,8 @@ RULES = {
   "train.replay_routes": _FLAG,
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
+  "train.keep_best": _whole(0),
+  "train.best_by": _LABEL,
   "train.keep_groups": _whole(0),
   "train.log_every": _whole(1),
   "train.natural_every": _whole(0),
@@ -324,6 +333,11 @@ def check(config: Any, default: Any = None) -> None:
   check_values(config)
   _check_attention(config.model)
   parallel.of_config(config.train)
+  if hosts.count() > 1 and config.train.parallel == "jit":
+    raise errors.InputError(
+      "--config.train.parallel: 'jit' is one device, of"
+      f" --processes={hosts.count()}; expected sharded or pmap"
+    )
   if methods.METHODS[config.method].SAMPLES:
     _warn_of_sampling(config.rollout)
   if default is not None:
@@ -514,6 +528,7 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     ("train.mesh",),
   )
   yield not t.lora_rank, "train.lora_rank=0", _LORA
+  yield not t.keep_best, "train.keep_best=0", ("train.best_by",)
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)
   yield (

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
@@ -24,6 +25,7 @@ from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines import handover
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.engines import sglang
+from pivotrl_jax.engines import spread
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
@@ -80,7 +82,7 @@ def load(
     array = np.asarray(array, np.float32)
     if layouts is None:
       return jax.device_put(array)
-    return jax.device_put(array, hf.at(layouts, keys))
+    return hosts.placed(array, hf.at(layouts, keys))
 
   params = hf.load_params(path, hf_config, put=put)
   return Policy(
@@ -211,6 +213,7 @@ def without_params(policy: Policy) -> Policy:
 def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
   """Writes `params` as a policy like `policy`; see `hf.save`.
 
+  The first of several processes does, with what it fetches from all.
   A chat template that the run was given goes with it.
   """
   replaced = policy.tokenizer.settings.chat_template
@@ -220,6 +223,8 @@ def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
     policy.hf_config,
     policy.path,
     chat_template=policy.tokenizer.hf.chat_template if replaced else None,
+    fetch=hosts.fetched,
+    writes=hosts.is_first(),
   )
 
 
@@ -233,11 +238,11 @@ def _settings(config):
 
 
 def digest(params: Any) -> str:
-  """16 hex digits that name these weights."""
+  """16 hex digits that name these weights; all processes call it alike."""
   state = hashlib.blake2b(digest_size=8)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     state.update(jax.tree_util.keystr(path).encode())
-    state.update(np.ascontiguousarray(leaf).tobytes())
+    state.update(np.ascontiguousarray(hosts.fetched(leaf)).tobytes())
   return state.hexdigest()
 
 
@@ -245,11 +250,28 @@ def engine(policy: Policy, config: Any) -> base.Engine:
   """The engine that `config.engine.name` names, loaded with `policy`, or with
   nothing if it has no parameters any longer.
   """
-  build = {"jax": _embedded, "sglang": _servers}[config.engine.name]
-  made = build(policy, config)
+  made = engines(policy, config)
+  made = spread.Spread(made) if spread.is_on(config) else made[0]
   if policy.params is not None:
-    made.load(jax.device_put(policy.params), policy.version)
+    made.load(on_device(policy.params), policy.version)
   return made
+
+
+def on_device(params: Any) -> Any:
+  """Parameters as arrays of JAX; those that are stay where they are."""
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), params
+  )
+
+
+def engines(policy: Policy, config: Any) -> list[base.Engine]:
+  """This process's engines, not yet loaded; one a device where there is no
+  other way to use all of them.
+  """
+  if config.engine.name == "sglang":
+    return [_servers(policy, config)] if hosts.is_first() else []
+  count = jax.local_device_count() if spread.is_on(config) else 1
+  return [_embedded(policy, config) for _ in range(count)]
 
 
 def _embedded(policy, config):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax.models import axes
 from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
@@ -55,9 +56,10 @@ def pmapped(
 ) -> Callable[..., Any]:
   """`step` with the state replicated and trees `B` split over all devices.
 
-  `step` must take `axis_name`. State goes in and comes out unreplicated.
+  `step` must take `axis_name`. State goes in and comes out unreplicated; of
+  the batch each process takes what is its devices' part.
   """
-  count = jax.local_device_count()
+  count, here = jax.local_device_count(), hosts.share(jax.device_count())
   run = jax.pmap(functools.partial(step, axis_name=AXIS), axis_name=AXIS)
 
   def everywhere(tree):
@@ -68,11 +70,12 @@ def pmapped(
   def wrapped(state, batch):
     state, metrics, rows = run(
       everywhere(state),
-      jax.tree.map(_split(count), batch),
+      jax.tree.map(_split(here), batch),
       *_given(everywhere(base)),
     )
     state, metrics = jax.tree.map(lambda x: x[0], (state, metrics))
-    return state, metrics, jax.tree.map(_join, rows)
+    rows = hosts.gathered(jax.tree.map(np.asarray, rows))
+    return state, metrics, jax.tree.map(_join, *rows)
 
   return wrapped
 
@@ -99,21 +102,56 @@ def sharded(
   whole = NamedSharding(mesh, PartitionSpec())
   by_line = NamedSharding(mesh, PartitionSpec(None, axes.LINES))
   layout, frozen = (state_sharding(x, config, mesh) for x in (state, base))
-  base = jax.device_put(base, frozen)
+  base = hosts.placed(base, frozen)
   run = jax.jit(
     step,
     in_shardings=(layout, by_line, *_given(frozen)),
-    out_shardings=(layout, whole, by_line),
+    out_shardings=(layout, whole, whole),
     donate_argnums=0,
   )
 
   def wrapped(state, batch):
     # Of the batch too some may lie elsewhere: what the reference says of it.
-    batch = jax.device_put(batch, by_line)
+    batch = hosts.placed(batch, by_line)
     with jax.set_mesh(mesh):  # Layers find it there.
       return run(state, batch, *_given(base))
 
-  return wrapped, jax.device_put(state, layout)
+  return wrapped, hosts.placed(state, layout)
+
+
+def reading(
+  function: Callable[[Any, Any], Any], train: Any
+) -> Callable[[Any, Any], Any]:
+  """`function(params, batch)` under jit, where `config.train` has them lie.
+
+  What comes back is whole on every host.
+
+  Args:
+    function: of parameters and a TrainBatch.
+    train: of a config.
+  """
+  on = of_config(train)
+  if on is None:
+    return jax.jit(function)
+  whole = NamedSharding(on, PartitionSpec())
+  by_line = NamedSharding(on, PartitionSpec(None, axes.LINES))
+  run = jax.jit(function, out_shardings=whole)
+
+  def wrapped(params, batch):
+    if batch.mask.shape[1] % lines(train):  # Not a step's: of few lines.
+      return run(params, hosts.placed(batch, whole))
+    with jax.set_mesh(on):
+      return run(params, hosts.placed(batch, by_line))
+
+  return wrapped
+
+
+def laid_out(train: Any, config: qwen3.Config, state: Any) -> Any:
+  """A TrainState of a policy where `config.train` has it lie."""
+  on = of_config(train)
+  if on is None:
+    return state
+  return hosts.placed(state, state_sharding(state, config, on))
 
 
 def _given(base):
@@ -240,14 +278,18 @@ def _fitting(spec, shape, mesh):
   return PartitionSpec(*map(fitting, spec, shape))
 
 
-def _split(count):
+def _split(here):
+  """The part of the devices `here` of `[M, B, ...]`, a device a row."""
+  count = jax.device_count()
+
   def split(x):
+    x = np.asarray(x)
     x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
-    return np.moveaxis(x, 1, 0)
+    return np.moveaxis(x, 1, 0)[here]
 
   return split
 
 
-def _join(x):
-  x = np.moveaxis(np.asarray(x), 0, 1)
+def _join(*parts):
+  x = np.moveaxis(np.concatenate(parts), 0, 1)
   return x.reshape(x.shape[0], -1, *x.shape[3:])

@@ -83,13 +83,15 @@ class PolicyGradient:
     self.log_probs_fn = sft.log_probs_fn(
       config, policy.config, temperature=config.rollout.temperature
     )
-    self.score = jax.jit(functools.partial(step_lib.score, self.log_probs_fn))
+    self.score = parallel.reading(
+      functools.partial(step_lib.score, self.log_probs_fn), config.train
+    )
     self.shape: batches.Shape | None = None
     self._policy, self._tx = policy_lib.without_params(policy), tx
     # Held where something reads it, and no second copy beside a base.
     self._reference = None
     if config.train.kl_coef or config.train.watch_every:
-      self._reference = jax.device_put(policy.params)
+      self._reference = policy_lib.on_device(policy.params)
     self._step = None
 
   def lay_out(self, state: Any) -> Any:

@@ -253,7 +253,7 @@ class _PivotRL:
         seeds.row_seed(self._config.seed, stage, index, row)
         for row in range(len(turns) * size)
       ),
-      score=self._score,
+      score=self._score.together,
     )
 
   def _plan(self, steps, turns):

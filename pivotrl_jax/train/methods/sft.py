@@ -10,6 +10,7 @@ from pivotrl_jax.data import batches
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import lora
 from pivotrl_jax.train import monitor
+from pivotrl_jax.train import parallel
 from pivotrl_jax.train import policy_gradient
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import state as state_lib
@@ -78,7 +79,9 @@ def build(
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
-  score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
+  score_batch = parallel.reading(
+    functools.partial(step_lib.score, log_probs_fn), config.train
+  )
 
   def advance(state, index):
     chosen = sft.choose(demonstrations, config.seed, index, config.sft.turns)
