@@ -11,14 +11,15 @@ for the dead, whatever it is at: compiling, summing over devices, saving.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import functools
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 from flax import serialization
@@ -29,7 +30,8 @@ import numpy as np
 
 from pivotrl_jax import errors
 
-_START = 300  # Seconds for all processes to come up.
+_HELLO = 10  # Seconds for a process to say which it is.
+_RETRY, _ATTEMPTS = 0.2, 150  # Seconds between attempts to meet, or to listen.
 _FOREVER = 10**9  # Milliseconds, for what ends by itself or with the process.
 _GONE = 1  # Status of a run one process of which was killed.
 # A host that is gone without a word: so many seconds, then so many probes.
@@ -51,7 +53,9 @@ class _State:
 _STATE = _State()
 
 
-def start(coordinator: str, count: int, index: int) -> None:
+def start(
+  coordinator: str, count: int, index: int, *, timeout: float = 300
+) -> None:
   """Joins the processes of a run; before anything touches a device.
 
   Also for one process: then sums over its devices are taken in the order of
@@ -61,29 +65,32 @@ def start(coordinator: str, count: int, index: int) -> None:
     coordinator: `host:port` of the first process.
     count: of processes.
     index: which one this is, from 0.
+    timeout: seconds for all to come.
 
   Raises:
-    InputError: the others do not come, or nothing can listen there.
+    InputError: they do not come, or the first cannot listen there.
   """
   # JAX's own notice of preemption would take SIGTERM from `interrupt`.
   jax.config.update("jax_enable_preemption_service", False)
   _STATE.count, _STATE.index = count, index
-  if index == 0:
-    _serve(coordinator, count)
+  host, _, port = coordinator.rpartition(":")
+  host, end = host.strip("[]"), time.monotonic() + timeout
+  meet = _gather_others if index == 0 else _find_first
+  service = meet(host, int(port), end)
+  if service is None:
+    raise errors.InputError(
+      f"--coordinator={coordinator}: not all of --processes={count} came there"
+      f" within {timeout:g} s; expected each to be started"
+    )
+  for other, connection in _STATE.connections.items():
+    _listen(connection, other)
   state = distributed.global_state
   state.process_id, state.num_processes = index, count
-  state.coordinator_address = coordinator
+  state.coordinator_address = f"{host}:{service}"
   state.client = _STATE.client = _jax.get_distributed_runtime_client(
-    coordinator, index, init_timeout=_START, use_compression=True
+    state.coordinator_address, index, use_compression=True
   )
-  try:
-    state.client.connect()
-  except RuntimeError as error:
-    raise errors.InputError(
-      f"--coordinator={coordinator}: {str(error).splitlines()[0]:.200};"
-      f" expected {count} processes there within {_START} s"
-    ) from error
-  _watch(coordinator.rpartition(":")[0].strip("[]"))
+  state.client.connect()
   if jax.device_count() != count * jax.local_device_count():
     raise errors.InputError(
       f"--process={index}: {jax.local_device_count()} of"
@@ -263,45 +270,82 @@ def tell(status: int, line: str) -> None:
       _pass_on(status, f"process {_STATE.index}: {line}")
 
 
-def _serve(coordinator, count):
+def _gather_others(host, port, end):
+  """In the first process: connections of all others, who are told the port of
+  the coordination service; None where they do not come in time.
+  """
+  del host
+  with _listening(port) as server:
+    while len(_STATE.connections) < _STATE.count - 1:
+      server.settimeout(max(0.0, end - time.monotonic()))
+      try:
+        connection, _ = server.accept()
+      except (TimeoutError, BlockingIOError):
+        return None
+      connection.settimeout(_HELLO)
+      said = _read(connection)
+      if said and said[0] == _STATE.count:
+        _STATE.connections[said[1]] = connection
+      else:
+        connection.close()  # Of another run, or none of ours.
+  port = _serve()
+  for connection in _STATE.connections.values():
+    connection.sendall(_row(port))
+  return port
+
+
+def _find_first(host, port, end):
+  """In another process: the same of its connection to the first."""
+  while (left := end - time.monotonic()) > 0:
+    try:
+      connection = socket.create_connection((host, port), timeout=left)
+      connection.sendall(_row(_STATE.count, _STATE.index))
+      told = _read(connection)
+    except OSError:
+      told = None
+    if told:
+      _STATE.connections[0] = connection
+      return told[0]
+    time.sleep(_RETRY)  # It is not there yet, or was started anew.
+  return None
+
+
+def _listening(port):
+  """A server socket; the port of a run that has just ended may be free soon."""
+  if _STATE.count == 1:
+    return contextlib.nullcontext()
+  for _ in range(_ATTEMPTS):
+    try:
+      return socket.create_server(("", port), backlog=_STATE.count)
+    except OSError as error:
+      failure = error
+      time.sleep(_RETRY)
+  raise errors.InputError(
+    f"--coordinator: cannot listen at port {port}: {failure.strerror}; expected"
+    " a free port of this host"
+  )
+
+
+def _serve():
   """Starts the coordination service, which outlives this process a little.
 
   JAX's client ends its process with a stack trace once the service is gone:
   whoever waits for this process is to hear of it from `_listen` first.
+
+  Returns:
+    Its port.
   """
-  port = coordinator.rpartition(":")[2]
-  child = subprocess.Popen(
-      [sys.executable, "-m", "pivotrl_jax.coordinator", port, str(count)],
+  with socket.create_server(("", 0)) as free:
+    port = free.getsockname()[1]
+  _STATE.service = subprocess.Popen(
+      [
+          sys.executable, "-m", "pivotrl_jax.coordinator", str(port),
+          str(_STATE.count),
+      ],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
   )  # fmt: skip
-  if not child.stdout.readline():
-    raise errors.InputError(
-      f"--coordinator={coordinator}: cannot listen there; expected a free port"
-      " of this host"
-    )
-  _STATE.service = child  # Its end is this process's.
-
-
-def _watch(host):
-  """Connects to the first process, or it to all others."""
-  client, key = _STATE.client, "pivotrl/watch"
-  if _STATE.index:
-    port, token = json.loads(client.blocking_key_value_get(key, _START * 1000))
-    connection = socket.create_connection((host, port), timeout=_START)
-    connection.sendall(_row(token, _STATE.index))
-    _listen(connection, 0)
-    return
-  if _STATE.count == 1:
-    return
-  token = secrets.token_hex(16)
-  with socket.create_server(("", 0), backlog=_STATE.count) as server:
-    client.key_value_set(key, json.dumps([server.getsockname()[1], token]))
-    while len(_STATE.connections) < _STATE.count - 1:
-      connection, _ = server.accept()
-      connection.settimeout(_START)
-      said, index = _read(connection) or (None, None)
-      if said == token:
-        _listen(connection, index)
+  _STATE.service.stdout.readline()  # It is ready.
+  return port
 
 
 def _listen(connection, index):
@@ -310,7 +354,6 @@ def _listen(connection, index):
   connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for name, value in _KEEPALIVE.items():
     connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-  _STATE.connections[index] = connection
 
   def wait():
     gone = _GONE, f"process {index} of {_STATE.count} is gone: killed, or its"
@@ -351,6 +394,6 @@ def _read(connection):
       if not more:
         return None
       data += more
-  except OSError:
+    return json.loads(data)
+  except (OSError, ValueError):
     return None
-  return json.loads(data)

@@ -57,6 +57,9 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer(
   "process", 0, "Several hosts: which one this is, from 0."
 )
+_TIMEOUT = flags.DEFINE_float(
+  "initialization_timeout", 300, "Several hosts: seconds for all to come."
+)
 
 
 def run(
@@ -211,8 +214,8 @@ def _join():
     raise errors.InputError(f"--coordinator={address}: expected HOST:PORT")
   if index:
     logging.set_verbosity(logging.WARNING)  # The first one says it all.
-  hosts.start(address, count, index)
   interrupt.before_end(hosts.tell)
+  hosts.start(address, count, index, timeout=_TIMEOUT.value)
 
 
 def keep_programs() -> None:

@@ -96,6 +96,7 @@ class _Run:
               "--config=configs/swe.py:tiny", f"--workdir={workdir}",
               f"--stages={stages}", f"--coordinator=127.0.0.1:{port}",
               f"--processes={count}", f"--process={i}",
+              "--initialization_timeout=20",
               *(f"--config.{k}={v}" for k, v in overrides.items()),
           ],
           cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -245,7 +246,7 @@ def test_random_kills_end_in_the_same_bytes(ready, small, whole, tmp_path):
   for _ in range(KILLS):
     count = rng.choice([1, 2, 4])
     number = rng.choice([signal.SIGTERM, signal.SIGKILL])
-    index, delay = rng.randrange(count), rng.uniform(0, 60)
+    index, delay = rng.randrange(count), rng.uniform(0, 30)
     run, began = _Run(ready, workdir, count, small), time.monotonic()
     run.signal(
       number, index, lambda b=began, d=delay: time.monotonic() - b > d
@@ -257,9 +258,10 @@ def test_random_kills_end_in_the_same_bytes(ready, small, whole, tmp_path):
     for i, (status, stderr) in enumerate(ended):
       if i == index and number == signal.SIGKILL:
         assert status == -number
-      else:
-        assert status in (1, 128 + number), stderr
+      else:  # 2: those who were not killed waited for them in vain.
+        assert status in (1, 2, 128 + number), stderr
         _assert_one_line(stderr)
-  print("sent:", sent)
+        assert status != 2 or "not all of" in stderr, stderr
+  print("sent:", len(sent), sent)
   _assert_well(_Run(ready, workdir, 1, small).ended())
   _assert_same(workdir, whole)
