@@ -242,8 +242,8 @@ def _so_far(workdir):
 @MANY
 def test_random_kills_end_in_the_same_bytes(ready, small, whole, tmp_path):
   """SIGKILL and SIGTERM to any of 1, 2 or 4 processes at seeded times."""
-  rng, workdir, sent = random.Random(0), tmp_path / "w", []
-  for _ in range(KILLS):
+  rng, workdir, sent, runs = random.Random(0), tmp_path / "w", [], 0
+  while len(sent) < KILLS:
     count = rng.choice([1, 2, 4])
     number = rng.choice([signal.SIGTERM, signal.SIGKILL])
     index, delay = rng.randrange(count), rng.uniform(0, 30)
@@ -252,9 +252,13 @@ def test_random_kills_end_in_the_same_bytes(ready, small, whole, tmp_path):
       number, index, lambda b=began, d=delay: time.monotonic() - b > d
     )
     ended = run.ended(timeout=120)
-    if not any(status for status, _ in ended):
+    if not any(status for status, _ in ended):  # It was not met.
+      _assert_same(workdir, whole)
+      workdir.rename(tmp_path / str(runs))
+      runs += 1
       continue
     sent.append((count, number.name, round(delay, 1), _so_far(workdir)))
+    print(len(sent), runs, *sent[-1], flush=True)
     for i, (status, stderr) in enumerate(ended):
       if i == index and number == signal.SIGKILL:
         assert status == -number
@@ -262,6 +266,5 @@ def test_random_kills_end_in_the_same_bytes(ready, small, whole, tmp_path):
         assert status in (1, 2, 128 + number), stderr
         _assert_one_line(stderr)
         assert status != 2 or "not all of" in stderr, stderr
-  print("sent:", len(sent), sent)
   _assert_well(_Run(ready, workdir, 1, small).ended())
   _assert_same(workdir, whole)
