@@ -87,7 +87,9 @@ def _embedded(domain):
     template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
     attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
-    remat=False,  # Recompute layers in the backward pass.
+    # What the backward pass computes again: none (False) | full (True), whole
+    # layers | dots, all but what their matrices give.
+    remat=config_dict.FieldReference(False, field_type=object),
   )
   config.engine = _section(
     name="jax",  # jax (in this process) | sglang (servers at engine.urls).
@@ -116,6 +118,9 @@ def _embedded(domain):
     group_size=8,  # K, samples a candidate.
     trajectories=0,  # Most to profile; 0 = all.
     trajectories_per_batch=16,  # Whole trajectories an engine call.
+    part="",  # I/N, such as 3/16: profile that part alone; "" = all.
+    parts="",  # Workdirs of all parts, with commas between or a pattern such
+    # as runs/parts/*: their profiles in place of sampling.
     # By the policy in training, which then trains on what the same rule keeps:
     again_every=0,  # Steps between two profiles; 0 = never.
     again_below=0.0,  # Once groups' mean std is under so much of its first 20
@@ -182,17 +187,32 @@ def _embedded(domain):
     updates_per_batch=1,  # Optimizer steps on one batch of rollouts.
     micro_batches=1,  # Gradient accumulation, at least.
     batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
+    branch_tokens=0,  # Action tokens of a device at a time, about: the rest of
+    # what branches off its prompts is run after them; 0 = all at once.
     logits_chunk=512,  # Rows projected to the vocabulary at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
+    # Devices along each axis, for sharded; -1 = what the others leave.
+    mesh=_section(
+      data=1,  # Each holds all that the other axes divide.
+      fsdp=-1,  # Parameters and moments are divided, gathered where used.
+      expert=1,  # As fsdp, but each keeps to its own experts of a layer.
+      tensor=1,  # Share each matrix and each line of a batch.
+    ),
+    lora_rank=0,  # Train adapters of this rank alone; 0 = all parameters.
+    lora_alpha=32.0,  # Of them lora_alpha / lora_rank times is added.
+    lora_targets="q_proj,k_proj,v_proj,o_proj",  # Matrices with one; further:
+    # gate_proj, up_proj, down_proj, but for those of experts.
     # Of a mixture of experts alone:
-    expert_parallel=1,  # Devices that share a layer's experts; for sharded.
     router_aux_loss_coef=0.0,  # Of the load-balance loss; 0 = none.
     router_count="rows",  # A prompt's token counts in that loss and in router/
     # as often as rows have it (rows) or as it is computed (once).
     freeze_router=False,  # Routers stay as they are.
     replay_routes=False,  # Train on the experts that the sampler chose.
     save_every=20,  # Steps between checkpoints.
-    keep_checkpoints=2,
+    keep_checkpoints=2,  # The newest.
+    keep_best=0,  # Further ones, of the highest mean of best_by since the one
+    best_by="rollout/reward_mean",  # before: a name in metrics.jsonl, or with
+    # a - before it, of the lowest.
     keep_groups=16,  # Groups a step that rollouts.jsonl keeps; 0 = none.
     log_every=5,
     natural_every=20,  # Steps between two natural-gradient norms; 0 = never.

@@ -66,6 +66,9 @@ _MODEL = flags.DEFINE_enum(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "")
 _ATTENTION = flags.DEFINE_enum("attention", "auto", attention.BODIES, "")
+_BRANCH = flags.DEFINE_integer(
+  "branch_tokens", 0, "train.branch_tokens, of loss; 0 = all at once."
+)
 _STEPS = flags.DEFINE_integer("steps", 5, "Measured steps after the warm-up.")
 _PEERS = flags.DEFINE_list(
   "peers", [], "Peers to run: trl, hf, tunix, prefix_grouper, separate."
@@ -274,12 +277,12 @@ def loss(shape):
     jax.device_put(jax.tree.map(lambda x, m=m: x[m], batch))
     for m in np.flatnonzero(batch.mask.any((1, 2, 3)))
   ]
-  gradient = jax.jit(jax.grad(_loss_fn(config), has_aux=True))
+  gradient = jax.jit(_gradient(config, batch.parts))
   add = jax.jit(functools.partial(jax.tree.map, jnp.add))
 
   def once(index):
     del index
-    total, *others = (gradient(params, micro)[0] for micro in micros)
+    total, *others = (gradient(params, micro) for micro in micros)
     jax.block_until_ready(functools.reduce(add, others, total))
 
   figures = _timed(once)
@@ -487,10 +490,11 @@ def _engine(config, width):
 
 
 def _loss_fn(config):
-  model = qwen3.Qwen3(config, dtype=_DTYPE.value, attention=_ATTENTION.value)
   return functools.partial(
     step_lib.grpo_loss,
-    log_probs_fn=functools.partial(step_lib.policy_log_probs, model, chunk=512),
+    log_probs_fn=functools.partial(
+      step_lib.policy_log_probs, _model(config), chunk=512
+    ),
     clip_low=0.2,
     clip_high=0.2,
     kl="k3",
@@ -499,6 +503,22 @@ def _loss_fn(config):
     importance_cap=0.0,
     importance_floor=0.0,
   )
+
+
+def _gradient(config, parts):
+  """The gradient of a micro-batch, of (params, micro)."""
+  loss_fn, model = _loss_fn(config), _model(config)
+  if parts == 1:
+    return lambda *given: jax.grad(loss_fn, has_aux=True)(*given)[0]
+  keys_fn = functools.partial(step_lib.trie_keys, model)
+  by_parts = functools.partial(
+    step_lib.by_parts, loss_fn=loss_fn, keys_fn=keys_fn
+  )
+  return lambda *given: by_parts(*given)[0][0]
+
+
+def _model(config):
+  return qwen3.Qwen3(config, dtype=_DTYPE.value, attention=_ATTENTION.value)
 
 
 def _train_step(config, tx):
@@ -514,7 +534,8 @@ def _pack(rows, sampled, rewards):
       weights=[np.ones(len(c.ids), np.float32) for c in sampled],
       advantages=np.asarray(advantages).reshape(-1),
       sampler_log_probs=[c.log_probs for c in sampled],
-    )
+    ),
+    branch_tokens=_BRANCH.value,
   )
   return batch
 
@@ -555,7 +576,8 @@ def _ours(row, *more):
       sys.executable, __file__, f"--work={row.work}", f"--json={out.name}",
       f"--shape={','.join(map(str, row.shape))}", f"--model={row.model}",
       f"--steps={_STEPS.value}", f"--dtype={row.dtype}",
-      f"--attention={_ATTENTION.value}", *more,
+      f"--attention={_ATTENTION.value}", f"--branch_tokens={_BRANCH.value}",
+      *more,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(pathlib.Path(out.name).read_text())

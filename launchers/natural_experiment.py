@@ -116,7 +116,7 @@ class World:
         seeds.row_seed(self.config.seed, "experiment", name, row)
         for row in range(size * len(turns))
       ],
-      score=self.score,
+      score=self.score.many,
     )
 
   def plan(self, turns: Sequence[rollouts.Turn], size: int) -> batches.Shape:

@@ -15,12 +15,16 @@ from absl import logging
 import jax
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import lora
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.pivots import parts
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import state as state_lib
@@ -93,6 +97,10 @@ _ADDRESSES = Rule(
 _PORT = Rule(
   lambda x: isinstance(x, int) and 0 <= x < 1 << 16, "a port, or 0 for any"
 )
+_DEVICES = Rule(
+  lambda x: _whole(1).holds(x) or (_whole(-1).holds(x) and x == -1),
+  "a whole number, at least 1, or -1 for what other axes leave",
+)
 _SHARE = _number(0, 1)
 # Rewards lie in [0, 1]: no std is above a half.
 _STD = Rule(lambda x: _is_number(x) and 0 <= x < 0.5, "a number from 0 to 0.5")
@@ -128,7 +136,10 @@ RULES = {
   "model.template_kwargs": _TEXT,
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.attention": _one_of(*attention.BODIES),
-  "model.remat": _FLAG,
+  "model.remat": Rule(
+    lambda x: isinstance(x, bool | str) and x in qwen3.REMAT,
+    f"one of {', '.join(map(str, qwen3.REMAT))}",
+  ),
   "engine.batch_tokens": _whole(1),
   "engine.batch_rows": _whole(1),
   "engine.name": _one_of("jax", "sglang"),
@@ -150,6 +161,11 @@ RULES = {
   "profile.group_size": _whole(2),
   "profile.trajectories": _whole(0),
   "profile.trajectories_per_batch": _whole(1),
+  "profile.part": Rule(
+    lambda x: x == "" or isinstance(x, str) and bool(parts.parse(x)),
+    "I/N, a part from 1 to N",
+  ),
+  "profile.parts": _TEXT,
   "profile.again_every": _whole(0),
   "profile.again_below": _SHARE,
   "pivots.threshold": _above(0, 1),
@@ -231,15 +247,24 @@ RULES = {
   "train.updates_per_batch": _whole(1),
   "train.micro_batches": _whole(1),
   "train.batch_tokens": _whole(0),
+  "train.branch_tokens": _whole(0),
   "train.logits_chunk": _whole(1),
   "train.parallel": _one_of("jit", "pmap", "sharded"),
-  "train.expert_parallel": _whole(1),
+  **{f"train.mesh.{axis}": _DEVICES for axis in parallel.AXES},
+  "train.lora_rank": _whole(0),
+  "train.lora_alpha": _above(0),
+  "train.lora_targets": Rule(
+    lambda x: isinstance(x, str) and set(lora.names(x)) <= {*lora.TARGETS},
+    f"some of {', '.join(lora.TARGETS)}, with commas between",
+  ),
   "train.router_aux_loss_coef": _number(0),
   "train.router_count": _one_of(*step_lib.COUNTS),
   "train.freeze_router": _FLAG,
   "train.replay_routes": _FLAG,
   "train.save_every": _whole(1),
   "train.keep_checkpoints": _whole(1),
+  "train.keep_best": _whole(0),
+  "train.best_by": _LABEL,
   "train.keep_groups": _whole(0),
   "train.log_every": _whole(1),
   "train.natural_every": _whole(0),
@@ -308,8 +333,12 @@ def check(config: Any, default: Any = None) -> None:
   """
   check_values(config)
   _check_attention(config.model)
-  if config.train.parallel == "sharded":
-    parallel.mesh(expert_parallel=config.train.expert_parallel)
+  parallel.of_config(config.train)
+  if hosts.count() > 1 and config.train.parallel == "jit":
+    raise errors.InputError(
+      "--config.train.parallel: 'jit' is one device, of"
+      f" --processes={hosts.count()}; expected sharded or pmap"
+    )
   if methods.METHODS[config.method].SAMPLES:
     _warn_of_sampling(config.rollout)
   if default is not None:
@@ -381,6 +410,11 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     t.importance_floor > t.importance_cap > 0,
     "train.importance_floor",
     f"at most train.importance_cap={t.importance_cap}",
+  )
+  yield (
+    t.lora_rank > 0 and config.optimizer == "natural",
+    "train.lora_rank",
+    "0, or optimizer=adam: natural steps are of all parameters",
   )
   yield (
     config.engine.release and config.engine.name == "jax",
@@ -492,8 +526,10 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   yield (
     t.parallel != "sharded",
     f"train.parallel={t.parallel}",
-    ("train.expert_parallel",),
+    ("train.mesh",),
   )
+  yield not t.lora_rank, "train.lora_rank=0", _LORA
+  yield not t.keep_best, "train.keep_best=0", ("train.best_by",)
   yield not t.kl_coef, "train.kl_coef=0, but for the log", ("train.kl",)
   yield not t.watch_prompts, "train.watch_prompts=0", ("train.watch_actions",)
   yield (
@@ -517,6 +553,9 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     ("evaluation.max_turns",),
   )
   yield from _verifiers_without_effect(config)
+
+
+_LORA = ("train.lora_alpha", "train.lora_targets")
 
 
 def _verifiers_without_effect(config):

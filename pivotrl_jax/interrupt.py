@@ -6,7 +6,7 @@ and the second ends at once. A thread listens, so that a signal is heard
 whatever the main thread is at: compiling, sampling, saving.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import signal
@@ -34,6 +34,7 @@ class _State:
     self.lock = threading.Lock()
     self.held = False
     self.asked: int | None = None
+    self.tell: Callable[[int, str], None] = lambda status, line: None
 
 
 _STATE = _State()
@@ -48,6 +49,11 @@ def install() -> None:
     # The bytes in the pipe tell; Python's own handlers must only not raise.
     signal.signal(number, lambda *_: None)
   threading.Thread(target=_listen, args=(reader,), daemon=True).start()
+
+
+def before_end(tell: Callable[[int, str], None]) -> None:
+  """`tell(status, line)` is called when a signal ends this process."""
+  _STATE.tell = tell
 
 
 @contextlib.contextmanager
@@ -69,13 +75,13 @@ def held() -> Iterator[None]:
 
 def check() -> None:
   """Raises Stopped if a signal waits."""
-  if asked():
-    raise Stopped(_STATE.asked)
+  if asked() is not None:
+    raise Stopped(asked())
 
 
-def asked() -> bool:
-  """Whether a signal waits."""
-  return _STATE.asked is not None
+def asked() -> int | None:
+  """The number of the signal that waits, if one does."""
+  return _STATE.asked
 
 
 def name(number: int) -> str:
@@ -98,6 +104,7 @@ def _listen(reader):
 
 
 def _end(number, line):
+  _STATE.tell(128 + number, f"{name(number)}: {line}")
   _say(f"error: {name(number)}: {line}")
   os._exit(128 + number)
 

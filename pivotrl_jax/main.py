@@ -27,10 +27,12 @@ from ml_collections import config_flags
 
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import progress
 from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.train import parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, such as configs/swe.py or configs/swe.py:tiny."
@@ -55,6 +57,9 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer(
   "process", 0, "Several hosts: which one this is, from 0."
 )
+_TIMEOUT = flags.DEFINE_float(
+  "initialization_timeout", 300, "Several hosts: seconds for all to come."
+)
 
 
 def run(
@@ -72,6 +77,10 @@ def run(
     InputError: bad input, or a costly stage that was made otherwise.
   """
   names = [n for n in names if n != "warm_start" or config.warm_start.steps]
+  if not hosts.is_first():
+    for name in names:
+      _follow_stage(config, path, name)
+    return
   with workdir_lib.opened(path):
     aside = progress.next_aside(path)
     progress.check(config, path, names, redo)
@@ -87,8 +96,10 @@ def run(
 
 
 def _run_stage(config, path, name, aside):
+  """A stage in the first process, which reads and writes all records."""
   if progress.is_done(config, path, name):
     logging.info("%s: done before", name)
+    hosts.first(lambda: False)
     return
   missing = [
     n
@@ -101,15 +112,29 @@ def _run_stage(config, path, name, aside):
       " stages before it to have run"
     )
   progress.begin(config, path, name, aside)
+  hosts.first(lambda: True)
   started = time.monotonic()
-  module, function = stages.STAGES[name].function.split(":")
-  complete = getattr(importlib.import_module(module), function)(config, path)
+  complete = _function(name)(config, path)
   if complete is not False:  # Else the next start goes on with it.
     progress.finish(config, path, name)
   seconds = time.monotonic() - started
   with open(path / "timings.jsonl", "a", encoding="utf-8") as out:
     out.write(json.dumps({"stage": name, "seconds": round(seconds, 2)}) + "\n")
   logging.info("%s: %.1f s", name, seconds)
+  hosts.barrier()
+
+
+def _follow_stage(config, path, name):
+  """A stage in another process: its part, or to wait for the first's."""
+  if hosts.first(lambda: None):
+    if stages.STAGES[name].shared:
+      _function(name)(config, path)
+    hosts.barrier()
+
+
+def _function(name):
+  module, function = stages.STAGES[name].function.split(":")
+  return getattr(importlib.import_module(module), function)
 
 
 def _ours(record) -> bool:
@@ -134,11 +159,7 @@ def main(_) -> None:
       raise errors.InputError(
         f"--{flag}: {unknown[0]!r}; expected some of {', '.join(stages.STAGES)}"
       )
-  if _PROCESSES.value != 1 or _PROCESS.value or _COORDINATOR.value:
-    raise errors.InputError(
-      f"--processes={_PROCESSES.value}: a run over several hosts is not there"
-      " yet; expected one process, without --coordinator and --process"
-    )
+  _join()
   flag = flags.FLAGS["config"]
   # The file's own values, before other flags changed them.
   default = flag.parser.parse(config_flags.get_config_filename(flag))
@@ -147,15 +168,54 @@ def main(_) -> None:
   config_check.expand(_CONFIG.value)
   config_check.check(_CONFIG.value, default)
   names = _STAGES.value or stages.default(_CONFIG.value)
+  if _CONFIG.value.profile.part:
+    whole = [n for n in names if "profile" in stages.needs(_CONFIG.value, n)]
+    if whole:
+      raise errors.InputError(
+        f"--stages={whole[0]}: after --config.profile.part="
+        f"{_CONFIG.value.profile.part}; expected the whole profile, which"
+        " --config.profile.parts merges"
+      )
   if "evaluate" in names and "baseline" not in names:
     # What it compares with is part of it.
     place = names.index("evaluate")
     names = [*names[:place], "baseline", *names[place:]]
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
-    policy_lib.check(_CONFIG.value)
+    parallel.check(_CONFIG.value.train, policy_lib.check(_CONFIG.value))
   keep_programs()
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   run(_CONFIG.value, workdir, names, _REDO.value)
+  hosts.stop()
+
+
+def _join():
+  """Meets the other processes of a run over several hosts.
+
+  Raises:
+    InputError: a flag says no such process, or they cannot meet.
+  """
+  count, index, address = (
+    _PROCESSES.value, _PROCESS.value, _COORDINATOR.value,
+  )  # fmt: skip
+  if count < 1 or not 0 <= index < count:
+    raise errors.InputError(
+      f"--processes={count} --process={index}: expected a process from 0 on of"
+      " at least one"
+    )
+  if not address:
+    if count > 1:
+      raise errors.InputError(
+        f"--processes={count}: no --coordinator; expected HOST:PORT of process"
+        " 0"
+      )
+    return
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    raise errors.InputError(f"--coordinator={address}: expected HOST:PORT")
+  if index:
+    logging.set_verbosity(logging.WARNING)  # The first one says it all.
+  interrupt.before_end(hosts.tell)
+  hosts.start(address, count, index, timeout=_TIMEOUT.value)
 
 
 def keep_programs() -> None:
@@ -196,7 +256,9 @@ def entry() -> None:
 
 
 def _fail(line, status):
-  print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+  line = " ".join(line.split())
+  hosts.tell(status, line)
+  print(f"error: {line}", file=sys.stderr, flush=True)
   # Background writers of libraries must not turn one line into many.
   logging.flush()
   os._exit(status)

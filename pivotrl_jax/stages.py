@@ -35,6 +35,8 @@ class Stage:
     grows: keys whose new value it goes on to from what it made.
     changed: what another key means for what was made: "refuse" (it is costly:
       only --redo makes it anew), "move" (to previous/) or "replace".
+    shared: whether all processes of a run over several hosts take part; else
+      they wait for the first.
   """
 
   function: str
@@ -46,6 +48,7 @@ class Stage:
   but: tuple[str, ...] = ()
   grows: tuple[str, ...] = ()
   changed: Literal["refuse", "move", "replace"] = "move"
+  shared: bool = False
 
 
 # What both policies are evaluated with.
@@ -103,6 +106,7 @@ STAGES = {
     outputs=("profiles.jsonl",),
     resumes=("profiles.jsonl.partial",),
     changed="refuse",
+    shared=True,
   ),
   "select": Stage(
     "pivotrl_jax.pivots.select:run",
@@ -115,9 +119,10 @@ STAGES = {
     **methods.METHODS["pivotrl"].READS,
     outputs=("export",),
     resumes=("checkpoints",),
-    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb"),
+    logs=("metrics.jsonl", "rollouts.jsonl", "profiles", "tb", "adapter"),
     grows=("train.steps",),
     changed="refuse",
+    shared=True,
   ),
   "baseline": Stage(
     "pivotrl_jax.evaluation.evaluate:run_base",
@@ -125,6 +130,7 @@ STAGES = {
     but=_NOT_EVALUATION,
     inputs=("warm_start",),
     outputs=("base_evals.jsonl",),
+    shared=True,
   ),
   "evaluate": Stage(
     "pivotrl_jax.evaluation.evaluate:run",
@@ -132,6 +138,7 @@ STAGES = {
     but=(*_NOT_EVALUATION, "model.path"),
     inputs=("export", "base_evals.jsonl"),
     outputs=("evals.jsonl",),
+    shared=True,
   ),
   "report": Stage(
     "pivotrl_jax.report.write:run",
@@ -181,13 +188,14 @@ DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 # said meanwhile: another value changes no number by more than rounding. The
 # address of a judge is one, its model is not.
 HARMLESS = (
-    "engine", "model.attention", "model.remat",
+    "engine", "model.attention", "model.remat", "profile.parts",
     "profile.trajectories_per_batch", "train.batch_tokens",
+    "train.best_by", "train.branch_tokens", "train.keep_best",
     "train.keep_checkpoints", "train.keep_groups", "train.log_every",
     "train.logits_chunk",
     "train.micro_batches", "train.mismatch_warning", "train.natural_damping",
     "train.natural_directions", "train.natural_every", "train.natural_groups",
-    "train.expert_parallel", "train.parallel", "train.save_every",
+    "train.mesh", "train.parallel", "train.save_every",
     "train.watch_actions",
     "train.watch_every", "train.watch_prompts",
     "verifier.judge.concurrency", "verifier.judge.most_failed",
@@ -214,8 +222,11 @@ def stage(config: Any, name: str) -> Stage:
 def default(config: Any) -> tuple[str, ...]:
   """The stages of a run that names none.
 
-  Those that only make what another method trains on are left out.
+  Those that only make what another method trains on are left out, and after
+  a part of a profile those that want the whole.
   """
+  if config.profile.part:
+    return (*needs(config, "profile"), "profile")
   wanted = {"train", *needs(config, "train")}
   return tuple(
     name
@@ -381,6 +392,10 @@ def _idle(config, name):
     idle.append("natural")
   # Switches that are off: runs from before there were any have none.
   idle += [f"train.{k}" for k in policy.OF_EXPERTS if not config.train[k]]
+  if not config.train.lora_rank:
+    idle += ["train.lora_rank", "train.lora_alpha", "train.lora_targets"]
+  if not config.profile.part:
+    idle.append("profile.part")
   if not config.train.router_aux_loss_coef:
     idle.append("train.router_count")
   if not config.warm_start.steps:

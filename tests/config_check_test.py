@@ -12,6 +12,7 @@ from configs import tau
 from configs import terminal
 from pivotrl_jax import config_check
 from pivotrl_jax import errors
+from pivotrl_jax.train import parallel
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = (search, swe, tau, terminal)
@@ -60,13 +61,16 @@ NONSENSE = {
   "data.successful_only": (1, "yes"),
   "engine.batch_tokens": (0, *WHOLE),
   "engine.batch_rows": (0, *WHOLE),
-  "model.remat": (1, None),
+  "model.remat": (1, None, "some"),
   "warm_start.steps": WHOLE,
   "warm_start.trajectories": (0, *WHOLE),
   "warm_start.learning_rate": (0.0, *REAL),
   "profile.group_size": (1, *WHOLE),
   "profile.trajectories": WHOLE,
   "profile.trajectories_per_batch": (0, *WHOLE),
+  "profile.part": ("3", "0/3", "4/3", "1/2/3", 1, None),
+  "train.keep_best": WHOLE,
+  "train.best_by": ("", None),
   "profile.again_every": WHOLE,
   "profile.again_below": (1.1, *REAL),
   "pivots.threshold": (0.0, 1.5, *REAL),
@@ -122,7 +126,11 @@ NONSENSE = {
   "train.kl_coef": REAL,
   "train.importance_cap": REAL,
   "train.importance_floor": (0.1, *REAL),  # Without a cap.
-  "train.expert_parallel": (0, *WHOLE),
+  **{f"train.mesh.{axis}": (0, -2, *WHOLE[1:]) for axis in parallel.AXES},
+  "train.branch_tokens": WHOLE,
+  "train.lora_rank": WHOLE,
+  "train.lora_alpha": (0, *REAL),
+  "train.lora_targets": ("", "q_proj,x", 3),
   "train.router_aux_loss_coef": REAL,
   "train.router_count": ("tokens", 1),
   "train.freeze_router": (1, None),
@@ -166,10 +174,15 @@ def test_nonsense_is_refused(name):
       "verifier.swe_pivot.similarity_threshold": 0.9,
       "verifier.swe_pivot.similarity_full_credit": 0.8},
      ("similarity_threshold: 0.9", "0.8")),
+    ({"train.lora_rank": 4, "optimizer": "natural"},
+     ("train.lora_rank: 4", "optimizer=adam")),
     ({"train.replay_routes": True, "engine.name": "sglang"},
      ("train.replay_routes: True", "engine.name=jax")),
-    ({"train.parallel": "sharded", "train.expert_parallel": 3},
-     ("train.expert_parallel: 3", "on 8 devices", "a divisor")),
+    ({"train.parallel": "sharded", "train.mesh.expert": 3},
+     ("train.mesh: data=1, fsdp=-1, expert=3, tensor=1, on 8 devices",
+      "product is 8")),
+    ({"train.parallel": "sharded", "train.mesh.data": -1},
+     ("data=-1, fsdp=-1", "at most one of them -1")),
   ],
 )  # fmt: skip
 def test_what_contradicts_is_refused(changes, parts):
@@ -254,8 +267,10 @@ def _warnings(caplog, changes):
       " method=e2e)"]),
     ({"e2e.max_turns": 3},
      ["config: without effect are e2e.max_turns (as method=pivotrl)"]),
-    ({"train.expert_parallel": 2},
-     ["config: without effect are train.expert_parallel (as"
+    ({"train.lora_alpha": 1.0},
+     ["config: without effect are train.lora_alpha (as train.lora_rank=0)"]),
+    ({"train.mesh.tensor": 2},
+     ["config: without effect are train.mesh.tensor (as"
       " train.parallel=jit)"]),
     ({"verifier.judge.model": "m"},
      ["config: without effect are verifier.judge.model (as no judge is"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -48,6 +49,10 @@ class TrainBatch:
     ref_log_probs: `[M, B, N, A]` under the reference policy, or None.
     routes: `[M, B, N, A, L, k]` the experts that each sampled token came from
       in each sparse layer, or None; -1 on padding.
+    keys: of one micro-batch, what `qwen3.Qwen3.keys` gives of its tries where
+      that is known; else None.
+    parts: the branches of a micro-batch are run in so many parts, each of
+      N / parts branches and S / parts tokens; none lies in two.
   """
 
   tries: jax.Array
@@ -64,6 +69,8 @@ class TrainBatch:
   old_log_probs: jax.Array | None = None
   ref_log_probs: jax.Array | None = None
   routes: jax.Array | None = None
+  keys: Any = None
+  parts: int = flax.struct.field(pytree_node=False, default=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Shape:
     branch: S, room for branches in a line.
     branches: N, most branches of a line.
     width: A, the longest action.
+    parts: of the branches of a line; they divide S and N.
   """
 
   micro_batches: int
@@ -126,6 +134,7 @@ class Shape:
   branch: int
   branches: int
   width: int
+  parts: int = 1
 
 
 def plan(
@@ -136,6 +145,7 @@ def plan(
   micro_batches: int = 1,
   multiple_of: int = 1,
   batch_tokens: int = 0,
+  branch_tokens: int = 0,
 ) -> Shape:
   """The shape in which steps like these compute the fewest tokens.
 
@@ -147,6 +157,7 @@ def plan(
     multiple_of: B, the device count.
     batch_tokens: prompt tokens of a line: half of them to all; where the
       longest prompt has more, once to twice as many as it.
+    branch_tokens: action tokens of a line at a time, about; 0: all of them.
   """
   forests = [(p, trees.order(p), np.asarray(sizes)) for p, sizes in steps]
   least = max(order.tokens() for _, order, _ in forests)
@@ -160,18 +171,22 @@ def plan(
     np.linspace(1.0, 2.0, _TRIED),
   ):
     branch = tokens * min(share * trie / max(least, 1), 1)
-    branch = _round_up(max(width, branch))
+    parts = math.ceil(branch / branch_tokens) if branch_tokens else 1
+    if parts > 1:  # Each may end before an action that has no room left.
+      branch = branch / parts + width
+    branch = parts * _round_up(max(width, branch))
     shape = Shape(
       micro_batches=micro_batches,
       least=micro_batches,
       lines=multiple_of,
       trie=_round_up(trie),
       branch=branch,
-      branches=int(max(1, 2 * branch / mean)),
+      branches=parts * int(max(1, 2 * branch / parts / mean)),
       width=width,
+      parts=parts,
     )
     counts = [
-      len(_lines(order, lengths, shape)) // multiple_of
+      len(_lines(order, _sizes(lengths, shape), shape)) // multiple_of
       for _, order, lengths in forests
     ]
     cost = sum(counts) * (shape.trie + shape.branch)
@@ -212,7 +227,8 @@ def pack(
       f"a prompt of {longest} and an action of {widest} tokens;"
       f" expected at most {shape.trie + 1} and {shape.width}"
     )
-  lines = _lines(trees.order(rows.prompts), lengths, shape)
+  sizes = _sizes(lengths, shape)
+  lines = _lines(trees.order(rows.prompts), sizes, shape)
   count = shape.micro_batches
   while count * shape.lines < len(lines):
     count *= 2
@@ -229,6 +245,7 @@ def pack(
     advantages=np.zeros((*lead, n), np.float32),
     sampler_log_probs=np.zeros((*lead, n, a), np.float32),
     left_out=np.zeros(lead, np.float32),
+    parts=shape.parts,
   )
   if rows.routes is not None:
     size = (*lead, n, a, *rows.routes[0].shape[1:])
@@ -236,7 +253,7 @@ def pack(
   where = np.zeros(len(rows.prompts), np.int64)
   for i, line in enumerate(lines):
     at = divmod(i, shape.lines)
-    start = branch = used = 0
+    start, room = 0, _Room(shape)
     for part in line:
       trie = trees.build(rows.prompts, part)
       place = slice(start, start + len(trie.tokens))
@@ -245,6 +262,7 @@ def pack(
       batch.depths[at][place] = trie.depths
       for row, past in zip(trie.rows, trie.past, strict=True):
         end = lengths[row]
+        branch, used = room.take(sizes[row], end)
         batch.past[at][branch] = start + past if past >= 0 else -1
         batch.first[at][branch] = rows.prompts[row][-1]
         batch.actions[at][branch, :end] = rows.actions[row]
@@ -255,30 +273,66 @@ def pack(
         if rows.routes is not None:
           batch.routes[at][branch, :end] = rows.routes[row]
         where[row] = i * n + branch
-        branch, used = branch + 1, used + end
       start = place.stop
   return batch, where
 
 
-def _lines(order, lengths, shape):
+class _Room:
+  """Where the branches of a line stand, one behind the other in each part."""
+
+  def __init__(self, shape: Shape):
+    self._tokens = shape.branch // shape.parts
+    self._branches = shape.branches // shape.parts
+    self._part = self._sizes = self._branch = self._used = 0
+
+  def take(self, size: int, tokens: int) -> tuple[int, int]:
+    """The place of the next branch, and that of its first token.
+
+    Args:
+      size: what it counts as, of `_sizes`.
+      tokens: of its action.
+    """
+    if self._sizes + size > self._tokens:
+      self._part += 1
+      self._sizes = self._branch = self._used = 0
+    found = (
+      self._part * self._branches + self._branch,
+      self._part * self._tokens + self._used,
+    )
+    self._sizes += size
+    self._branch += 1
+    self._used += tokens
+    return found
+
+
+def _sizes(lengths, shape):
+  """What branches count as where a part has room for S / parts.
+
+  Who takes at least its share of places never meets the bound on branches.
+  """
+  return np.maximum(lengths, -(-shape.branch // shape.branches))
+
+
+def _lines(order, sizes, shape):
   """Parts of a trie to lines that have room for them, as even as may be.
 
   Returns:
     As many lists of `trees.Order` as fill whole micro-batches.
   """
-  # Who takes at least its share of places never meets the bound on branches.
-  sizes = np.maximum(lengths, -(-shape.branch // shape.branches))
+  # Of a part all may be left but for what the next branch needs.
+  lost = (shape.parts - 1) * (int(sizes.max(initial=1)) - 1)
+  most = shape.branch - lost
   sums = np.concatenate([[0], np.cumsum(sizes[order.rows])])
 
   def cost(firsts, last, tokens):
     fits = tokens <= shape.trie
-    fits &= sums[last + 1] - sums[firsts] <= shape.branch
+    fits &= sums[last + 1] - sums[firsts] <= most
     return np.where(fits, tokens, np.inf)
 
   parts = [order.part(run) for run in trees.cut(order, cost)]
   parts.sort(key=lambda part: (-part.tokens(), part.rows.min()))
   needs = np.array([(p.tokens(), sizes[p.rows].sum()) for p in parts])
-  room = np.array([shape.trie, shape.branch])
+  room = np.array([shape.trie, most])
   count = max(shape.least, math.ceil((needs.sum(0) / room).max() / shape.lines))
   count *= shape.lines
   lines = [[] for _ in range(count)]
@@ -302,9 +356,13 @@ def _round_up(size, unit=16):
 
 def computed_tokens(batch: TrainBatch) -> int:
   """Tokens of tries and branches that a step computes, padding included."""
-  used = np.flatnonzero(batch.mask.any((1, 2, 3)))
-  line = batch.tries[0].size + batch.places[0].size
-  return int(used.max(initial=-1) + 1) * line
+  live = (
+    batch.mask.any((1, 3)).reshape(len(batch.mask), batch.parts, -1).any(-1)
+  )
+  used = np.flatnonzero(live.any(1)).max(initial=-1) + 1
+  parts = [np.flatnonzero(row).max(initial=-1) + 1 for row in live[:used]]
+  branch = batch.places[0].size // batch.parts
+  return int(used * batch.tries[0].size + sum(parts) * branch)
 
 
 def padding_share(batch: TrainBatch) -> float:

@@ -63,6 +63,29 @@ class Stats(Protocol):
   computed_tokens: int  # All, padding included where it is known.
 
 
+@dataclasses.dataclass
+class Counts:
+  """The `Stats` of several calls together, or of what is not here."""
+
+  prompt_tokens: int = 0
+  trie_tokens: int = 0
+  sampled_tokens: int = 0
+  computed_tokens: int = 0
+
+  def __add__(self, other: "Counts") -> "Counts":
+    return Counts(*map(sum, zip(self.row(), other.row(), strict=True)))
+
+  def row(self) -> list[int]:
+    """Its values."""
+    return list(dataclasses.astuple(self))
+
+
+def counted(stats: Stats) -> Counts:
+  """What an engine's `stats` say of its last call."""
+  names = [field.name for field in dataclasses.fields(Counts)]
+  return Counts(*(int(getattr(stats, name)) for name in names))
+
+
 # What sharing prefixes saves, as profiles and steps log it.
 TRIE_TOKENS = (
   "trie/tokens_separate", "trie/tokens_least", "trie/tokens_computed",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.engines import base
@@ -24,7 +25,9 @@ from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines import handover
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.engines import sglang
+from pivotrl_jax.engines import spread
 from pivotrl_jax.models import hf
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 
 MINI = pathlib.Path(__file__).parent.parent / "models" / "mini"
@@ -40,7 +43,8 @@ class Policy:
     tokenizer: with its chat template.
     hf_config: the fields of config.json.
     config: the model's shape.
-    params: nested float32 arrays, on the device or devices.
+    params: nested float32 arrays, on the device or devices; as `frozen` and
+      `without_params` leave them.
     version: hash of the weights.
   """
 
@@ -78,7 +82,7 @@ def load(
     array = np.asarray(array, np.float32)
     if layouts is None:
       return jax.device_put(array)
-    return jax.device_put(array, hf.at(layouts, keys))
+    return hosts.placed(array, hf.at(layouts, keys))
 
   params = hf.load_params(path, hf_config, put=put)
   return Policy(
@@ -133,18 +137,24 @@ def starting(
   return load(path, config, layout=layout)
 
 
-def check(config: Any) -> None:
-  """InputError where the given policy could not be used; reads no weights."""
+def check(config: Any) -> qwen3.Config:
+  """InputError where the given policy could not be used; reads no weights.
+
+  Returns:
+    Its shape.
+  """
   path = starting_path(config)
   hf_config = hf.read_config(path)
   shape = qwen3.config_from_hf(hf_config)
-  _check_experts(config.train, path, shape)
+  _name_the_idle(config.train, path, shape)
+  _check_targets(config.train, path, shape)
   hf.check_tensors(path, hf_config)
   render.check(load_tokenizer(path, config), config.model.chat_template or path)
+  return shape
 
 
-def _check_experts(train, path, shape):
-  """Keys of routers and experts beside a policy that has them, or has none."""
+def _name_the_idle(train, path, shape):
+  """One line with the keys of routers beside a policy that has none."""
   if not shape.sparse_layers:
     idle = [f"train.{name}" for name in OF_EXPERTS if train[name]]
     if idle:
@@ -153,12 +163,16 @@ def _check_experts(train, path, shape):
         ", ".join(idle),
         path,
       )
-  elif (
-    train.parallel == "sharded" and shape.num_experts % train.expert_parallel
-  ):
+
+
+def _check_targets(train, path, shape):
+  """InputError where adapters would stand beside experts."""
+  named = set(lora.names(train.lora_targets)) & set(lora.OF_MLP)
+  dense = len(shape.sparse_layers) < shape.num_hidden_layers
+  if train.lora_rank and named and not dense:
     raise errors.InputError(
-      f"--config.train.expert_parallel: {train.expert_parallel}; expected a"
-      f" divisor of num_experts {shape.num_experts} of {path}"
+      f"--config.train.lora_targets: {', '.join(sorted(named))}; expected"
+      f" attention's alone, as all layers of {path} have experts"
     )
 
 
@@ -180,9 +194,26 @@ def template_kwargs(config: Any) -> dict[str, Any]:
   return found
 
 
+def frozen(policy: Policy, dtype: str) -> Policy:
+  """One whose parameters are read alone: matrices in the type of activations,
+  which is what every product takes them in.
+  """
+
+  def read(x):
+    return x if x.ndim < 2 or x.dtype == dtype else x.astype(dtype)
+
+  return dataclasses.replace(policy, params=jax.tree.map(read, policy.params))
+
+
+def without_params(policy: Policy) -> Policy:
+  """What is left of one whose parameters nobody is to hold any longer."""
+  return dataclasses.replace(policy, params=None)
+
+
 def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
   """Writes `params` as a policy like `policy`; see `hf.save`.
 
+  The first of several processes does, with what it fetches from all.
   A chat template that the run was given goes with it.
   """
   replaced = policy.tokenizer.settings.chat_template
@@ -192,6 +223,8 @@ def save(path: pathlib.Path, policy: Policy, params: Any) -> None:
     policy.hf_config,
     policy.path,
     chat_template=policy.tokenizer.hf.chat_template if replaced else None,
+    fetch=hosts.fetched,
+    writes=hosts.is_first(),
   )
 
 
@@ -205,20 +238,40 @@ def _settings(config):
 
 
 def digest(params: Any) -> str:
-  """16 hex digits that name these weights."""
+  """16 hex digits that name these weights; all processes call it alike."""
   state = hashlib.blake2b(digest_size=8)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     state.update(jax.tree_util.keystr(path).encode())
-    state.update(np.ascontiguousarray(leaf).tobytes())
+    state.update(np.ascontiguousarray(hosts.fetched(leaf)).tobytes())
   return state.hexdigest()
 
 
 def engine(policy: Policy, config: Any) -> base.Engine:
-  """The engine that `config.engine.name` names, loaded with `policy`."""
-  build = {"jax": _embedded, "sglang": _servers}[config.engine.name]
-  made = build(policy, config)
-  made.load(jax.device_put(policy.params), policy.version)
+  """The engine that `config.engine.name` names, loaded with `policy`, or with
+  nothing if it has no parameters any longer.
+  """
+  made = engines(policy, config)
+  made = spread.Spread(made) if spread.is_on(config) else made[0]
+  if policy.params is not None:
+    made.load(on_device(policy.params), policy.version)
   return made
+
+
+def on_device(params: Any) -> Any:
+  """Parameters as arrays of JAX; those that are stay where they are."""
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), params
+  )
+
+
+def engines(policy: Policy, config: Any) -> list[base.Engine]:
+  """This process's engines, not yet loaded; one a device where there is no
+  other way to use all of them.
+  """
+  if config.engine.name == "sglang":
+    return [_servers(policy, config)] if hosts.is_first() else []
+  count = jax.local_device_count() if spread.is_on(config) else 1
+  return [_embedded(policy, config) for _ in range(count)]
 
 
 def _embedded(policy, config):

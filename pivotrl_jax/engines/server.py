@@ -36,10 +36,10 @@ from pivotrl_jax.engines.serving import scheduler
 from pivotrl_jax.engines.serving import scoring
 from pivotrl_jax.engines.serving import service as service_lib
 from pivotrl_jax.models import hf
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import loop
-from pivotrl_jax.train import state as state_lib
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _GRACE = 5  # Seconds that requests have to end when the server stops.
@@ -96,12 +96,12 @@ def _policy(config, workdir):
   policy = policy_lib.starting(config, workdir)
   if not checkpoints.steps_of(workdir / checkpoints.FOLDER):
     return policy
-  state = state_lib.create(policy.params, loop.optimizer(config))
+  state, policy, beside = loop.start(config, policy, loop.optimizer(config))
   step, state = checkpoints.restore(checkpoints.find(str(workdir)), state)
   return dataclasses.replace(
     policy,
     path=workdir / checkpoints.FOLDER / str(step),
-    params=jax.device_get(state.params),
+    params=jax.device_get(lora.merge(beside, state.params)),
     version=f"step {step}",
   )
 

@@ -15,6 +15,7 @@ from typing import Any
 from absl import logging
 
 from pivotrl_jax import compilations
+from pivotrl_jax import hosts
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
@@ -34,7 +35,7 @@ BASE = "base_evals.jsonl"
 def run_base(config: Any, workdir: pathlib.Path) -> None:
   """starting policy -> base_evals.jsonl."""
   policy = policy_lib.starting(config, workdir)
-  records.write_jsonl(workdir / BASE, _evaluate(config, "base", policy))
+  _write(workdir / BASE, _evaluate(config, "base", policy))
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -43,7 +44,13 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   if (workdir / "export").exists():
     policy = policy_lib.load(workdir / "export", config)
     rows += _evaluate(config, "trained", policy)
-  records.write_jsonl(workdir / "evals.jsonl", rows)
+  _write(workdir / "evals.jsonl", rows)
+
+
+def _write(path, rows):
+  """All processes have all rows; the first writes them."""
+  if hosts.is_first():
+    records.write_jsonl(path, rows)
 
 
 def _evaluate(config, name, policy):

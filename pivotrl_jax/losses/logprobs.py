@@ -14,6 +14,7 @@ def token_log_probs(
   *,
   chunk: int,
   temperature: float = 1.0,
+  lines: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target, and the entropy it was drawn at.
 
@@ -26,6 +27,8 @@ def token_log_probs(
     targets: `[M]` token ids.
     chunk: rows at a time.
     temperature: divides the logits.
+    lines: of equal length that the rows are of. A chunk has a part of each,
+      as they may lie on different devices.
 
   Returns:
     float32 `[M]` log-probs and `[M]` entropies in nats; the entropy carries
@@ -33,11 +36,21 @@ def token_log_probs(
   """
   chex.assert_rank([hidden, unembed, targets], [2, 2, 1])
   chex.assert_shape(targets, hidden.shape[:1])
-  size = hidden.shape[0]
-  count = -(-size // chunk)
+  size = hidden.shape[0] // lines
+  count = -(-size * lines // chunk)
   chunk = -(-size // count)
-  hidden = jnp.pad(hidden, ((0, count * chunk - size), (0, 0)))
-  targets = jnp.pad(targets, (0, count * chunk - size))
+
+  def chunks(x):
+    x = x.reshape(lines, size, *x.shape[1:])
+    x = jnp.pad(
+      x, [(0, 0), (0, count * chunk - size)] + [(0, 0)] * (x.ndim - 2)
+    )
+    x = x.reshape(lines, count, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0).reshape(count, lines * chunk, *x.shape[3:])
+
+  def rows(x):
+    x = jnp.moveaxis(x.reshape(count, lines, chunk), 0, 1)
+    return x.reshape(lines, -1)[:, :size].reshape(-1)
 
   @jax.checkpoint
   def one(rows):
@@ -49,14 +62,8 @@ def token_log_probs(
     )
     return _pick(logits / temperature, ids)
 
-  log_probs, entropy = jax.lax.map(
-    one,
-    (
-      hidden.reshape(count, chunk, hidden.shape[1]),
-      targets.reshape(count, chunk),
-    ),
-  )
-  return log_probs.reshape(-1)[:size], entropy.reshape(-1)[:size]
+  log_probs, entropy = jax.lax.map(one, (chunks(hidden), chunks(targets)))
+  return rows(log_probs), rows(entropy)
 
 
 @jax.custom_jvp

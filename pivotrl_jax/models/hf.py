@@ -280,6 +280,8 @@ def save(
   chat_template: str | None = None,
   dtype: str = "float32",
   shard_bytes: int = 4 << 30,
+  fetch: Callable[[Any], np.ndarray] = np.asarray,
+  writes: bool = True,
 ) -> None:
   """Writes a directory that transformers and SGLang load as it is.
 
@@ -295,7 +297,14 @@ def save(
     dtype: "float32" or "bfloat16", of the stored tensors.
     shard_bytes: most bytes of one file; parameters are fetched for one file
       at a time.
+    fetch: an array of `params` -> the whole of it on this host.
+    writes: False: only fetches, as another process does that writes.
   """
+  if not writes:
+    for shard in _shards(config, dtype, shard_bytes):
+      for _ in _tensors(params, shard, dtype, fetch):
+        pass
+    return
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)
@@ -312,7 +321,13 @@ def save(
   stored = {k: v for k, v in config.items() if k != "dtype"}
   stored |= {"torch_dtype": dtype}
   (temporary / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
-  _write_tensors(temporary, params, config, dtype, shard_bytes)
+  _write_tensors(
+    temporary,
+    [
+      functools.partial(_tensors, params, shard, dtype, fetch)
+      for shard in _shards(config, dtype, shard_bytes)
+    ],
+  )
   for weights in temporary.glob("*.safetensors"):  # Written owner-only.
     shutil.copymode(temporary / "config.json", weights)
   old = path.with_name(f".{path.name}.old")
@@ -380,37 +395,43 @@ def _name(layer, keys):
   return f"model.layers.{layer}.{'.'.join(keys)}.weight"
 
 
-def _tensors(params, names, dtype):
+def _tensors(params, names, dtype, fetch):
   """HF name -> contiguous array of those named; one is fetched at a time."""
   held, array = None, None
   for name, keys, transposed, _ in names:
     if _array_path(keys) != held:
       held = _array_path(keys)
-      array = np.asarray(at(params, held))
+      array = fetch(at(params, held))
     tensor = array[keys[-1]] if isinstance(keys[-1], int) else array
     tensor = tensor.T if transposed else tensor
     yield name, np.ascontiguousarray(tensor.astype(_DTYPES[dtype]))
 
 
-def _write_tensors(path, params, config, dtype, shard_bytes):
-  """Files of at most `shard_bytes`, or of one tensor, one after the other."""
+def _shards(config, dtype, shard_bytes):
+  """The places of `name_map` by files of at most `shard_bytes`, or of one."""
   shards: list[list[Any]] = [[]]
-  size = total = 0
+  size = 0
   for place in name_map(config):
     added = math.prod(place[-1]) * _DTYPES[dtype].itemsize
     if shards[-1] and size + added > shard_bytes:
       shards.append([])
       size = 0
     shards[-1].append(place)
-    size, total = size + added, total + added
-  placed = {}
-  for i, shard in enumerate(shards):
+    size += added
+  return shards
+
+
+def _write_tensors(path, shards):
+  """One file after the other, each of what a function yields."""
+  placed, total = {}, 0
+  for i, tensors_of in enumerate(shards):
     file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-    tensors = dict(_tensors(params, shard, dtype))
+    tensors = dict(tensors_of())
     safetensors.numpy.save_file(
       tensors, path / (file if len(shards) > 1 else _WEIGHTS), {"format": "pt"}
     )
     placed |= dict.fromkeys(tensors, file)
+    total += sum(tensor.nbytes for tensor in tensors.values())
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": placed}
     (path / _INDEX).write_text(json.dumps(index, indent=2) + "\n")

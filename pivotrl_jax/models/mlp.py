@@ -6,10 +6,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pivotrl_jax.models import lora
+
+
+class Linear(nn.Dense):
+  """A projection, and what an adapter beside its kernel adds (`lora.py`)."""
+
+  def __call__(self, x):
+    out = super().__call__(x)
+    if not self.has_variable("params", lora.A):
+      return out
+    a, b = (
+      self.get_variable("params", name).astype(self.dtype)
+      for name in (lora.A, lora.B)
+    )
+    return out + (x.astype(self.dtype) @ a) @ b
+
 
 def linear(name: str, features: int, axes: tuple[str, str], dtype: Any):
   """A projection without bias; `axes` are the logical ones of its kernel."""
-  return nn.Dense(
+  return Linear(
     features,
     use_bias=False,
     dtype=dtype,

@@ -17,13 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from pivotrl_jax.models import axes
 from pivotrl_jax.models import grouped
 from pivotrl_jax.models import mlp
 
 SUMS, ROUTES = "router", "routes"  # Collections that a layer writes.
-# Axes of a mesh: tokens lie over the first two, experts over the second, the
-# width of each over the third.
-DATA, EXPERT, MODEL = "data", "expert", "model"
 
 
 @flax.struct.dataclass
@@ -89,19 +87,18 @@ class Experts(nn.Module):
     matrices = tuple(
       self.param(
         name,
-        nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+        nn.with_logical_partitioning(nn.initializers.normal(0.02), named),
         (self.num_experts, *shape),
       ).astype(self.dtype)
-      for name, axes, shape in (
+      for name, named, shape in (
         ("gate_proj", wide, (x.shape[-1], self.width)),
         ("up_proj", wide, (x.shape[-1], self.width)),
         ("down_proj", ("experts", "mlp", "embed"), (self.width, x.shape[-1])),
       )
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    if EXPERT not in mesh.axis_names:
+    if not axes.given((axes.EXPERT,)):
       return _dispatch(x, routes, weights, matrices, first=0)
-    return _sharded(mesh, x, routes, weights, matrices)
+    return _sharded(x, routes, weights, matrices)
 
 
 class MoE(nn.Module):
@@ -185,7 +182,7 @@ def _product(matrix, sizes, rows):
   return grouped.product(rows, matrix, sizes)
 
 
-def _sharded(mesh, x, routes, weights, matrices):
+def _sharded(x, routes, weights, matrices):
   """`_dispatch` where experts lie over the axis "expert" of a mesh.
 
   Devices that share the experts gather each other's tokens, compute what
@@ -193,26 +190,24 @@ def _sharded(mesh, x, routes, weights, matrices):
   without a bound on how many tokens an expert may get. An exchange of rows by
   expert has such a bound, or moves as many rows in the worst case.
   """
-  over = tuple(a for a in (DATA, EXPERT) if a in mesh.axis_names)
-  model = MODEL if MODEL in mesh.axis_names else None
-  tokens = PartitionSpec(over)
-  wide = PartitionSpec(EXPERT, None, model)
+  expert, (tensor,) = axes.EXPERT, axes.given((axes.TENSOR,)) or (None,)
+  tokens = PartitionSpec(axes.given(axes.LINES))
+  wide = PartitionSpec(expert, None, tensor)
 
   def each(x, routes, weights, *matrices):
     gathered = (
-      jax.lax.all_gather(part, EXPERT, axis=0, tiled=True)
+      jax.lax.all_gather(part, expert, axis=0, tiled=True)
       for part in (x, routes, weights)
     )
-    first = jax.lax.axis_index(EXPERT) * len(matrices[0])
+    first = jax.lax.axis_index(expert) * len(matrices[0])
     found = _dispatch(*gathered, matrices, first=first)
-    if model:
-      found = jax.lax.psum(found, model)
-    return jax.lax.psum_scatter(found, EXPERT, scatter_dimension=0, tiled=True)
+    if tensor:
+      found = jax.lax.psum(found, tensor)
+    return jax.lax.psum_scatter(found, expert, scatter_dimension=0, tiled=True)
 
   return jax.shard_map(
     each,
-    mesh=mesh,
-    in_specs=(tokens,) * 3 + (wide, wide, PartitionSpec(EXPERT, model)),
+    in_specs=(tokens,) * 3 + (wide, wide, PartitionSpec(expert, tensor)),
     out_specs=tokens,
     check_vma=False,
   )(x, routes, weights, *matrices)
@@ -262,11 +257,15 @@ def stacked(found: Any, layers: Sequence[int], name: str) -> Any:
   """What the layers of a model wrote, of all of them: arrays `[L, ...]`.
 
   Args:
-    found: a collection, as `apply` returns it.
+    found: a collection, as `apply` returns it; a layer may have written
+      nothing, which counts as 0.
     layers: which.
     name: of what they wrote.
   """
-  each = [found[f"layers_{i}"]["mlp"][name] for i in layers]
+  wrote = [found.get(f"layers_{i}") for i in layers]
+  each = [layer and layer["mlp"][name] for layer in wrote]
+  nothing = jax.tree.map(jnp.zeros_like, next(filter(None, each)))
+  each = [nothing if layer is None else layer for layer in each]
   return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 

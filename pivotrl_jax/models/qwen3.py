@@ -29,12 +29,23 @@ import jax.numpy as jnp
 
 from pivotrl_jax import errors
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import axes
 from pivotrl_jax.models import mlp
 from pivotrl_jax.models import moe
 
 
 # Architectures, as a config.json names them.
 DENSE, SPARSE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
+
+
+# What of a layer is kept for the backward pass: all; its input; that and what
+# its matrices give (not scores nor what is normed or multiplied).
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT |= {False: REMAT["none"], True: REMAT["full"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,12 +267,23 @@ class Layer(nn.Module):
     )
     return self._finish(x, attention.merge(past, own), tokens)
 
-  def both(self, trie, branch, ropes, layout, reach, last, tokens):
-    """One layer of `Qwen3.__call__`."""
-    trie, kv = self.trie(
-      trie, ropes[0], layout.ends, last=last, tokens=tokens[0]
-    )
-    return trie, self.branches(branch, ropes[1], kv, layout, reach, tokens[1])
+  def both(self, trie, branch, ropes, layout, reach, last, tokens, kv):
+    """`trie` where its keys and values are not given, and `branches` where
+    there are any; both hidden states, and the keys and values.
+    """
+    if kv is None:
+      trie, kv = self.trie(
+        axes.laid(trie, axes.LINES),
+        ropes[0],
+        layout.ends,
+        last=last,
+        tokens=tokens[0],
+      )
+    if branch is not None:
+      branch = self.branches(
+        axes.laid(branch, axes.LINES), ropes[1], kv, layout, reach, tokens[1]
+      )
+    return trie, branch, kv
 
   def prefill(self, x, rope, pool, places, ends, *, last):
     """The next hidden states of some tokens, and the pool with their KV.
@@ -330,7 +352,7 @@ class Qwen3(nn.Module):
   Attributes:
     config: its shape.
     dtype: of activations; parameters stay as they are stored.
-    remat: recompute each layer in the backward pass.
+    remat: what of a layer is kept for the backward pass, a key of `REMAT`.
     attention: what computes it, one of `attention.BODIES`; all but `cudnn`
       are differentiable in forward mode too.
     freeze_router: no derivative reaches the routers' own parameters.
@@ -338,7 +360,7 @@ class Qwen3(nn.Module):
 
   config: Config
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: str | bool = "none"
   attention: str = "auto"
   freeze_router: bool = False
 
@@ -354,8 +376,11 @@ class Qwen3(nn.Module):
       ),
     )
     layer = Layer
-    if self.remat:
-      layer = nn.remat(Layer, methods=["both"], static_argnums=(5, 6))
+    if REMAT[self.remat] is not None:
+      layer = nn.remat(
+        Layer, methods=["both"], static_argnums=(5, 6),
+        policy=REMAT[self.remat],
+      )  # fmt: skip
     self.layers = [
       layer(
         c,
@@ -373,7 +398,9 @@ class Qwen3(nn.Module):
         "lm_head", c.vocab_size, ("embed", "vocab"), self.dtype
       )
 
-  def __call__(self, trie, branch, layout, *, reach, tokens=(None, None)):
+  def __call__(
+    self, trie, branch, layout, *, reach, tokens=(None, None), kv=None
+  ):
     """Hidden states of the branches' tokens.
 
     Args:
@@ -384,6 +411,7 @@ class Qwen3(nn.Module):
       reach: no token of a branch stands further from its first.
       tokens: what routers are told of the tokens of tries and of branches, a
         pair of `moe.Tokens`; None: that all are alike.
+      kv: what `keys` gives of the tries, where that is known.
 
     Returns:
       `[B, S, D]`, normed: times `unembedding` they are the logits of the
@@ -391,18 +419,37 @@ class Qwen3(nn.Module):
     """
     chex.assert_rank([trie, branch], [2, 2])
     chex.assert_shape([layout.ends, layout.depths], trie.shape)
-    x, y = self.embed_tokens(trie), self.embed_tokens(branch)
+    y, _ = self._through(trie, branch, layout, reach, tokens, kv)
+    if self.is_initializing() and not self.config.tie_word_embeddings:
+      self.lm_head(y)
+    return self.norm(axes.laid(y, axes.LINES))
+
+  def keys(self, trie, layout, *, tokens=None):
+    """Keys and values of tries, a pair `[B, K, T, C]` a layer.
+
+    Args:
+      trie: `[B, T]` token ids, trie after trie.
+      layout: where they stand; what it says of branches is not read.
+      tokens: what routers are told of them.
+    """
+    return self._through(trie, None, layout, 0, (tokens, None), None)[1]
+
+  def _through(self, trie, branch, layout, reach, tokens, kv):
+    """The branches' hidden states, if there are any, and the tries' keys."""
+    x = self._embed(trie) if kv is None else None
+    y = None if branch is None else self._embed(branch)
     ropes = self._rope(layout.depths), self._rope(layout.branch_depths)
     sparse = {layer: i for i, layer in enumerate(self.config.sparse_layers)}
+    found = []
     for i, layer in enumerate(self.layers):
       last = i == len(self.layers) - 1
       told = (None, None)
       if i in sparse:
         told = tuple(t and t.layer(sparse[i]) for t in tokens)
-      x, y = layer.both(x, y, ropes, layout, reach, last, told)
-    if self.is_initializing() and not self.config.tie_word_embeddings:
-      self.lm_head(y)
-    return self.norm(y)
+      known = None if kv is None else kv[i]
+      x, y, own = layer.both(x, y, ropes, layout, reach, last, told, known)
+      found.append(own)
+    return y, found
 
   def prefill(self, tokens, places, depths, pool, ends):
     """The pool, a pair `[K, T, C]` a layer, with the KV of some tokens.
@@ -440,6 +487,13 @@ class Qwen3(nn.Module):
       x, own = layer.decode(x, rope, (*kv, ends), past, own, step)
       caches.append(own)
     return self.norm(x), tuple(caches)
+
+  def _embed(self, ids):
+    """`embed_tokens`, whose table is put together where it is divided by
+    features: rows of the result are what lies on different devices.
+    """
+    table = self.embed_tokens.embedding.astype(self.dtype)
+    return jnp.take(axes.laid(table, (axes.TENSOR,)), ids, axis=0)
 
   def _rope(self, positions):
     """Rotary tables, once for all layers: on CPU a sine costs a product."""

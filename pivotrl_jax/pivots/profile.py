@@ -7,20 +7,22 @@ Samples without a verdict keep their text, and are scored again later.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 import time
 from typing import Any
 
 from absl import logging
-import jax
 import numpy as np
 import tqdm
 
 from pivotrl_jax import compilations
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import seeds
 from pivotrl_jax import types
 from pivotrl_jax.chat import render
@@ -29,6 +31,8 @@ from pivotrl_jax.data import records
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.engines import spread
+from pivotrl_jax.pivots import parts
 from pivotrl_jax.pivots import rollouts
 
 
@@ -39,27 +43,39 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
     Whether it is complete. It is not while a judge's verdicts are missing:
     the next start asks for them again, until training begins.
   """
-  path = workdir / "profiles.jsonl"
-  if (workdir / "checkpoints").exists():
-    with records.Appender(path) as out:
-      if out.published:
-        logging.warning(
-          "profile: missing verdicts stay so, training has begun without them"
-        )
-        out.finish()
-        return True
+  if hosts.first(lambda: _stays(workdir)):
+    return True
+  if config.profile.parts:
+    hosts.first(lambda: parts.merge(config, workdir))
+    return True
   policy = policy_lib.starting(config, workdir)
 
   @functools.cache
   def made():
-    return policy_lib.engine(policy, config), jax.device_put(policy.params)
+    copies = hosts.copies(policy.params, spread.devices())
+    return policy_lib.engines(policy, config), copies
 
-  def engine():
-    sampler, params = made()
-    sampler.load(params, policy.version)
-    return sampler
+  def engines():
+    spread.load(*made(), policy.version)
+    return made()[0]
 
-  return profile_all(config, workdir, policy.tokenizer, policy.version, engine)
+  return profile_all(
+    config, workdir, policy.tokenizer, policy.version, engines
+  )
+
+
+def _stays(workdir):
+  """Whether a profile with missing verdicts is final: training has begun."""
+  if not (workdir / "checkpoints").exists():
+    return False
+  with records.Appender(workdir / "profiles.jsonl") as out:
+    if not out.published:
+      return False
+    logging.warning(
+      "profile: missing verdicts stay so, training has begun without them"
+    )
+    out.finish()
+    return True
 
 
 def profile_all(
@@ -67,20 +83,21 @@ def profile_all(
   workdir: pathlib.Path,
   tokenizer: tokenizer_lib.Tokenizer,
   version: str,
-  engine: Callable[[], base.Engine],
+  engines: Callable[[], Sequence[base.Engine]],
   *,
   step: int | None = None,
 ) -> bool:
-  """`run` by any engine.
+  """`run` by any engines; all processes call it alike.
 
   Args:
     config: the run's.
     workdir: see `run`.
     tokenizer: the policy's.
     version: the policy's.
-    engine: gives an engine with the policy freshly loaded. It is asked for each
-      batch that is left to sample: what an engine keeps from one to the next
-      would be another's after an interruption, to the last bit.
+    engines: gives this process's engines with the policy freshly loaded: each
+      samples a batch at a time. They are asked for before each: what an engine
+      keeps from one to the next would be another's after an interruption, to
+      the last bit.
     step: of training, after which the policy profiles again; into `again`,
       and missing verdicts stay so.
 
@@ -96,40 +113,59 @@ def profile_all(
   _check_room(config, tokenizer, trajectories, work)
   skipped: list[dict[str, Any]] = []
   path = workdir / "profiles.jsonl" if step is None else again(workdir, step)
-  with records.Appender(path) as out:
-    _score_again(tokenizer, score, trajectories, work, out)
-    done = {row["candidate_id"] for row in out.rows}
-    bar = tqdm.tqdm(
-      list(_batched(work, config.profile.trajectories_per_batch)),
-      desc="profile",
-      disable=None,
-    )
+  with _rows(path) as out:
+    done = _done(tokenizer, score, trajectories, work, out)
+    batches = list(_batched(work, config.profile.trajectories_per_batch))
+    if step is None:
+      batches = parts.own(config.profile.part, batches)
+    bar = tqdm.tqdm(batches, desc="profile", disable=None)
     turns = (
       _fitting(config, tokenizer, trajectories, batch, skipped) for batch in bar
     )
     started, stats, prompts = time.monotonic(), [], []
-    if any(c.id not in done for c in itertools.chain.from_iterable(work)):
-      _prepare(config, tokenizer, engine(), trajectories, work)
-      for groups, of_batch in _sampled(
-        config, tokenizer, engine, score, turns, done, step
+    if any(c.id not in done for batch in batches for of in batch for c in of):
+      _prepare(config, tokenizer, engines(), trajectories, work)
+      for batch, rows, counts in _sampled(
+        config, tokenizer, version, engines, score.many, turns, done, step
       ):
-        stats.append(of_batch)
-        prompts += [group.turn.prompt for group in groups]
-        out.append(
-          records.profile_to_json(profile(group, version))
-          for group in groups
-          if group.turn.candidate.id not in done
+        stats.append(counts)
+        prompts += [turn.prompt for turn in batch]
+        if out:
+          out.append(row for row in rows if row["candidate_id"] not in done)
+        score.check(
+          pair for r in rows for pair in zip(r["rewards"], r["reasons"])
         )
-        score.check((v.reward, v.reason) for g in groups for v in g.verdicts)
-    if step is None:
-      records.replace_skipped(workdir, "profile", skipped)
-    rows = list(out.rows)
-    _log(rows, time.monotonic() - started, stats)
-    _log_trie(prompts, stats)
-    if step is None and any(None in row["rewards"] for row in rows):
-      out.publish()
-      return False
-    out.finish()
+    return hosts.first(
+      lambda: _end(workdir, out, skipped, started, stats, prompts, step)
+    )
+
+
+def _rows(path):
+  """The file that grows, in the process that writes it; else None."""
+  return records.Appender(path) if hosts.is_first() else contextlib.nullcontext()
+
+
+def _done(tokenizer, score, trajectories, work, out):
+  """Ids of the candidates that need not be sampled any more."""
+
+  def taken_up():
+    _score_again(tokenizer, score, trajectories, work, out)
+    return [row["candidate_id"] for row in out.rows]
+
+  return set(hosts.first(taken_up))
+
+
+def _end(workdir, out, skipped, started, stats, prompts, step):
+  """Writes what is left to write; whether the profile is complete."""
+  if step is None:
+    records.replace_skipped(workdir, "profile", skipped)
+  rows = list(out.rows)
+  _log(rows, time.monotonic() - started, stats)
+  _log_trie(prompts, stats)
+  if step is None and any(None in row["rewards"] for row in rows):
+    out.publish()
+    return False
+  out.finish()
   return True
 
 
@@ -138,33 +174,49 @@ def again(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / "profiles" / f"{step}.jsonl"
 
 
-def _sampled(config, tokenizer, engine, score, batches, done, step):
-  """Yields (groups, `stats`) of each batch of turns that is not done."""
+def _sampled(
+  config, tokenizer, version, engines, score, batches, done, step
+):
+  """Yields (turns, rows, counts) of each batch of turns that is not done.
+
+  As many batches are sampled at once as there are engines in all processes.
+  """
   stage = "profile" if step is None else f"profile {step}"
   sampling = rollouts.sampling_params(tokenizer, config.rollout)
-  compiled = compilations.Compilations()
-  for index, turns in enumerate(batches):
-    if all(t.candidate.id in done for t in turns):
-      continue
-    sampler = engine()
-    groups = rollouts.roll_out(
-      sampler,
-      tokenizer,
-      turns,
-      group_size=config.profile.group_size,
-      sampling=sampling,
-      seeds=(
-        seeds.row_seed(config.seed, stage, t.candidate.id, k)
-        for t in turns
-        for k in range(config.profile.group_size)
-      ),
-      score=score,
+  size = config.profile.group_size
+
+  def sample(engine, turns):
+    found = engine.sample(
+      [turn.prompt for turn in turns for _ in range(size)],
+      sampling,
+      [
+        seeds.row_seed(config.seed, stage, turn.candidate.id, k)
+        for turn in turns
+        for k in range(size)
+      ],
     )
-    yield groups, sampler.stats
+    return found, base.counted(engine.stats)
+
+  own, count = spread.shares(len(engines()))
+  compiled = compilations.Compilations()
+  left = (b for b in batches if any(t.candidate.id not in done for t in b))
+  index = 0
+  while at_once := list(itertools.islice(left, count)):
+    found = []
+    mine = at_once[own]
+    sampled = hosts.agreed(lambda on=mine: spread.each(sample, engines(), on))
+    for turns, (completions, counts) in zip(mine, sampled, strict=True):
+      groups = rollouts.read(tokenizer, turns, completions, score=score)
+      rows = [records.profile_to_json(profile(g, version)) for g in groups]
+      found.append([records.encode(rows), counts.row()])
+    told = itertools.chain.from_iterable(hosts.gathered(found))
+    for turns, (rows, counts) in zip(at_once, told, strict=True):
+      yield turns, json.loads(rows), base.Counts(*counts)
     compiled.log("profile", f"batch {index + 1}", warm=index > 0)
+    index += len(at_once)
     logging.log_every_n_seconds(
-      logging.INFO, "profile: batch %d, up to %s", 30, index + 1,
-      turns[-1].candidate.id,
+      logging.INFO, "profile: batch %d, up to %s", 30, index,
+      at_once[-1][-1].candidate.id,
     )  # fmt: skip
 
 
@@ -305,17 +357,21 @@ def _check_room(config, tokenizer, trajectories, work):
   )  # fmt: skip
 
 
-def _prepare(config, tokenizer, engine, trajectories, work):
-  """Readies the engine for the tries of the trajectories."""
+def _prepare(config, tokenizer, engines, trajectories, work):
+  """Readies the engines for the tries of the trajectories."""
   most = config.data.max_prompt_tokens
   last = [_turn(tokenizer, trajectories, c) for *_, c in work]
-  engine.prepare(
-    [min(len(turn.prompt), most) for turn in last],
-    rollouts.sampling_params(tokenizer, config.rollout),
-    prompts=config.profile.trajectories_per_batch
-    * max(len(turns) for turns in work),
-    rows=config.profile.group_size,
-  )
+
+  def ready(engine):
+    engine.prepare(
+      [min(len(turn.prompt), most) for turn in last],
+      rollouts.sampling_params(tokenizer, config.rollout),
+      prompts=config.profile.trajectories_per_batch
+      * max(len(turns) for turns in work),
+      rows=config.profile.group_size,
+    )
+
+  spread.each(ready, engines)
 
 
 def _turn(tokenizer, trajectories, candidate):

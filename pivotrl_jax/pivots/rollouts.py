@@ -6,7 +6,7 @@ and score alike.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import dataclasses
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import types
 from pivotrl_jax.chat import parse
 from pivotrl_jax.chat import render
@@ -87,6 +88,10 @@ def render_demonstration(
   )
 
 
+# Turns and as many actions -> their verdicts, such as `Scorer.many`.
+Score = Callable[[Sequence[Turn], Sequence[Any]], list[types.Verdict]]
+
+
 class Scorer:
   """The reward of a run: `config.verifier`, or exact match."""
 
@@ -129,6 +134,15 @@ class Scorer:
       row=turn.row,
       judge=self._judge,
     )
+
+  def together(
+    self, turns: Sequence[Turn], actions: Sequence[Any]
+  ) -> list[types.Verdict]:
+    """`many`, divided among processes that all have the same to score."""
+    own = hosts.share(len(turns))
+    found = self.many(turns[own], actions[own])
+    told = hosts.gathered([[v.reward, v.reason] for v in found])
+    return [types.Verdict(*row) for of_process in told for row in of_process]
 
   def many(
     self, turns: Iterable[Turn], actions: Iterable[Any]
@@ -194,7 +208,7 @@ def roll_out(
   group_size: int,
   sampling: base.SamplingParams,
   seeds: Iterable[int],
-  score: Scorer,
+  score: Score,
 ) -> list[Group]:
   """Samples `group_size` actions of every turn and scores them.
 
@@ -212,6 +226,18 @@ def roll_out(
   """
   prompts = [turn.prompt for turn in turns for _ in range(group_size)]
   sampled = engine.sample(prompts, sampling, list(seeds))
+  return read(tokenizer, turns, sampled, score=score)
+
+
+def read(
+  tokenizer: tokenizer_lib.Tokenizer,
+  turns: Sequence[Turn],
+  sampled: Sequence[base.Completion],
+  *,
+  score: Score,
+) -> list[Group]:
+  """Scores what was sampled, as many completions a turn, turn by turn."""
+  group_size = len(sampled) // len(turns)
   opened = [render.opens_thinking(tokenizer, turn.prompt) for turn in turns]
   texts, said = zip(
     *(
@@ -220,7 +246,7 @@ def roll_out(
     ),
     strict=True,
   )
-  verdicts = score.many(
+  verdicts = score(
     [turn for turn in turns for _ in range(group_size)],
     [types.action_of(x) if isinstance(x, types.Message) else x for x in said],
   )

@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 
@@ -30,24 +31,33 @@ _STEP = re.compile("0|[1-9][0-9]*")
 class Checkpoints:
   """The checkpoints of one run; a context manager that waits at its end."""
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int, policy: str):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    keep: int,
+    policy: str,
+    keep_best: int = 0,
+  ):
     """Looks at what is there; the first save makes the folder.
 
     Args:
       workdir: the run's.
       keep: how many of the newest stay.
       policy: hash of the weights the run started from.
+      keep_best: how many stay beside them, those of the highest scores.
     """
     self._path = (workdir / FOLDER).absolute()
     # The newest step ever saved: a folder that is gone is missed.
     self._newest = workdir / ".stages" / "train.newest"
-    self._keep = keep
+    self._keep, self._keep_best = keep, keep_best
     self._policy = policy
     self._orbax = ocp.StandardCheckpointer()
     self._pool = futures.ThreadPoolExecutor(1)
     self._saving: futures.Future | None = None
-    for place in self._path.glob("*.partial*"):
-      workdir_lib.remove(place)
+    if hosts.is_first():
+      for place in self._path.glob("*.partial*"):
+        workdir_lib.remove(place)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -60,46 +70,69 @@ class Checkpoints:
     Raises:
       InputError: none is whole, or it holds a state of another shape or run.
     """
-    steps = steps_of(self._path)
+    step, damage = hosts.first(self._newest_whole)
+    if step is None:
+      return None
+    found = _load(self._path / str(step), state)
+    if hosts.is_first():
+      for bad, line in damage:
+        logging.warning("%s; going on from step %d", line, step)
+        _set_aside(self._path / str(bad))
+      self._note(step)
+    return step, found
+
+  def _newest_whole(self):
+    """The step of the newest whole checkpoint, None where there is none; and
+    [step, what is wrong] of the damaged ones after it.
+    """
+    steps, damage = steps_of(self._path), []
     newest = self._saved_last()
-    damage = {}
     if newest is not None and newest not in steps:
-      damage[newest] = f"{self._path / str(newest)}: missing"
+      damage.append([newest, f"{self._path / str(newest)}: missing"])
     for step in reversed(steps):
       place = self._path / str(step)
       reason = find_damage(place)
       if reason is None:
         self._check_policy(place)
-        found = _load(place, state)
-        for bad, line in damage.items():
-          logging.warning("%s; going on from step %d", line, step)
-          _set_aside(self._path / str(bad))
-        self._note(step)
-        return step, found
-      damage[step] = reason
+        return [step, damage]
+      damage.append([step, reason])
     if not damage:
-      return None
+      return [None, []]
     raise errors.InputError(
-      f"{next(iter(damage.values()))}; expected a whole checkpoint, and no"
-      " other is there: --redo=train starts anew"
+      f"{damage[0][1]}; expected a whole checkpoint, and no other is there:"
+      " --redo=train starts anew"
     )
 
-  def save(self, step: int, state: Any, *, turns: int = 0) -> None:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    turns: int = 0,
+    score: float | None = None,
+  ) -> None:
     """Starts writing `state` as `step`, once the one before is written.
 
     Args:
       step: how many were taken.
       state: after them.
       turns: rollout turns that were sampled so far.
+      score: how good it is, if that is known.
     """
     self._wait()
     partial = self._path / f"{step}.partial"
     self._path.mkdir(parents=True, exist_ok=True)
     try:
-      self._orbax.save(partial, state)
+      self._orbax.save(partial, hosts.of_all(state))
     except ValueError as error:
       raise _unwritable(partial, error) from error
-    self._saving = self._pool.submit(self._commit, step, partial, turns)
+    more = {"turns": turns} | ({} if score is None else {"score": score})
+    self._saving = self._pool.submit(self._commit, step, partial, more)
+
+  def finish(self) -> None:
+    """What was saved is a checkpoint when this returns, in all processes."""
+    self._wait()
+    hosts.barrier()
 
   def __exit__(self, *_) -> None:
     try:
@@ -113,16 +146,20 @@ class Checkpoints:
       saving, self._saving = self._saving, None
       saving.result()
 
-  def _commit(self, step, partial, turns):
+  def _commit(self, step, partial, more):
     """Runs in the background."""
     try:
       self._orbax.wait_until_finished()
     except ValueError as error:
       raise _unwritable(partial, error) from error
-    _write_checksums(partial, step, self._policy, turns)
+    if not hosts.is_first():
+      return
+    _write_checksums(partial, step, {"policy": self._policy} | more)
     os.rename(partial, self._path / str(step))
     self._note(step)
-    for old in steps_of(self._path)[: -self._keep]:
+    older = steps_of(self._path)[: -self._keep]
+    best = sorted(filter(self._score, older), key=self._score)
+    for old in set(older) - set(best[len(best) - self._keep_best :]):
       unwanted = self._path / f"{old}.partial"
       os.rename(self._path / str(old), unwanted)
       shutil.rmtree(unwanted)
@@ -134,6 +171,12 @@ class Checkpoints:
         f"{place}: of a run that started from policy {found}; expected"
         f" {self._policy}"
       )
+
+  def _score(self, step):
+    """Of a checkpoint, and the newer one before others; None without one."""
+    found = _read_checksums(self._path / str(step))
+    known = isinstance(found, dict) and "score" in found
+    return (found["score"], step) if known else None
 
   def _saved_last(self):
     return int(self._newest.read_text()) if self._newest.exists() else None
@@ -198,7 +241,7 @@ def restore(place: pathlib.Path, state: Any) -> tuple[int, Any]:
   Raises:
     InputError: it is damaged, or of another shape.
   """
-  reason = find_damage(place)
+  reason = hosts.first(lambda: find_damage(place))
   if reason is not None:
     raise errors.InputError(f"{reason}; expected a whole checkpoint")
   return _read_checksums(place)["step"], _load(place, state)
@@ -230,7 +273,7 @@ def find_damage(place: pathlib.Path) -> str | None:
   return None
 
 
-def _write_checksums(place, step, policy, turns):
+def _write_checksums(place, step, more):
   """Sizes and hashes of all files, which are then on the disk."""
   files = sorted(p for p in place.rglob("*") if p.is_file())
   for file in files:
@@ -238,8 +281,7 @@ def _write_checksums(place, step, policy, turns):
       os.fsync(handle.fileno())
   row = {
     "step": step,
-    "policy": policy,
-    "turns": turns,
+    **more,
     "files": {
       file.relative_to(place).as_posix(): [file.stat().st_size, _sha256(file)]
       for file in files

@@ -10,14 +10,19 @@ import time
 from typing import Any
 
 from absl import logging
+import jax
+import numpy as np
 import optax
 import tqdm
 
 from pivotrl_jax import compilations
 from pivotrl_jax import errors
+from pivotrl_jax import hosts
 from pivotrl_jax import interrupt
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import moe
+from pivotrl_jax.models import peft
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import methods
 from pivotrl_jax.train import metrics as metrics_lib
@@ -31,20 +36,55 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   t = config.train
   policy = policy_lib.starting(config, workdir, layout=parallel.layout(t))
   tx = optimizer(config)
-  state = state_lib.create(policy.params, tx)
+  state, policy, base = start(config, policy, tx)
+  state = parallel.laid_out(t, policy.config, state)
   with (
     checkpoints.Checkpoints(
-      workdir, keep=t.keep_checkpoints, policy=policy.version
+      workdir,
+      keep=t.keep_checkpoints,
+      policy=policy.version,
+      keep_best=t.keep_best,
     ) as saved,
-    metrics_lib.MetricWriter(workdir) as writer,
+    metrics_lib.writer(workdir) as writer,
   ):
     first, state, turns = _first(t, workdir, saved, state)
     if turns is None:
       turns = method.turns_before(workdir)
     writer.start(first)
-    advance, state = method.build(config, workdir, policy, tx, state)
+    hosts.barrier()  # Who goes on reads what is there.
+    advance, state = method.build(config, workdir, policy, tx, state, base)
+    policy = policy_lib.without_params(policy)
     state = _steps(t, first, state, turns, advance, saved, writer)
-  policy_lib.save(workdir / "export", policy, state.params)
+  if base is not None:
+    adapters = jax.tree.map(hosts.fetched, state.params)
+    if hosts.is_first():
+      peft.save(
+        workdir / ADAPTER, adapters, policy.hf_config, rank=t.lora_rank,
+        alpha=t.lora_alpha, base=str(policy.path.absolute()),
+      )  # fmt: skip
+  policy_lib.save(workdir / "export", policy, lora.merge(base, state.params))
+
+
+ADAPTER = "adapter"  # Folder of a workdir, in the layout of PEFT.
+
+
+def start(
+  config: Any, policy: policy_lib.Policy, tx: optax.GradientTransformation
+) -> tuple[state_lib.TrainState, policy_lib.Policy, lora.Base | None]:
+  """A state that has taken no step, the policy to read from now on, and the
+  base where the state's parameters are adapters.
+  """
+  t = config.train
+  if not t.lora_rank:
+    state = state_lib.create(policy.params, tx)
+    return state, policy_lib.frozen(policy, config.model.dtype), None
+  adapters = lora.init(
+    policy.params, rank=t.lora_rank, targets=lora.names(t.lora_targets),
+    seed=config.seed,
+  )  # fmt: skip
+  policy = policy_lib.frozen(policy, config.model.dtype)
+  base = lora.Base(policy.params, t.lora_alpha / t.lora_rank)
+  return state_lib.create(adapters, tx), policy, base
 
 
 def _first(t, workdir, saved, state):
@@ -77,7 +117,7 @@ def _steps(t, first, state, turns, advance, saved, writer):
       range(first, t.steps), initial=first, total=t.steps,
       desc="train", disable=None,
   )  # fmt: skip
-  compiled = compilations.Compilations()
+  compiled, score = compilations.Compilations(), _Score(t)
   with interrupt.held():
     for index in bar:
       started = time.monotonic()
@@ -87,24 +127,57 @@ def _steps(t, first, state, turns, advance, saved, writer):
         # The judge or the engine is gone: what was learnt is not.
         if index > first and index % t.save_every:
           writer.sync()
-          saved.save(index, state, turns=turns)
+          saved.save(index, state, turns=turns, score=score.taken())
+          saved.finish()
         raise
       seconds = time.monotonic() - started
       if "rollout/turns" in scalars:
         turns += int(scalars["rollout/turns"])
         scalars["rollout/turns_total"] = float(turns)
+      score.note(scalars)
       compiled.log("train", f"step {index + 1}", warm=index > first)
       writer.write(index + 1, scalars, rollouts, seconds=seconds)
       if (index + 1) % t.log_every == 0:
         _log(index + 1, scalars, seconds)
-      asked = interrupt.asked()
+      # All stop after the same step, whichever heard the signal.
+      asked = next(filter(None, hosts.gathered(interrupt.asked())), None)
       ends = index + 1 == t.steps or asked
       if (index + 1) % t.save_every == 0 or ends:
         writer.sync()
-        saved.save(index + 1, state, turns=turns)
+        saved.save(index + 1, state, turns=turns, score=score.taken())
       if asked:
-        interrupt.check()
+        saved.finish()
+        raise interrupt.Stopped(asked)
   return state
+
+
+class _Score:
+  """How good a checkpoint is: the mean of `train.best_by` since the last."""
+
+  def __init__(self, t):
+    self._on, self._given = bool(t.keep_best), t.best_by
+    self._name = t.best_by.removeprefix("-")
+    self._values: list[float] = []
+
+  def note(self, scalars):
+    """Takes up the scalars of a step."""
+    if self._name in scalars:
+      self._values.append(scalars[self._name])
+
+  def taken(self):
+    """The score; None where none is asked for, or there is nothing to tell."""
+    values, self._values = self._values, []
+    if not self._on:
+      return None
+    if not values:
+      logging.warning(
+        "train: no %s since the last checkpoint; this one counts for none of"
+        " the best (train.best_by)",
+        self._name,
+      )
+      return None
+    mean = float(np.mean(values, dtype=np.float64))
+    return -mean if self._given.startswith("-") else mean
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:

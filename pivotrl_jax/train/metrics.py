@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 import tensorboardX
 
+from pivotrl_jax import hosts
 from pivotrl_jax.data import records
 
 
@@ -64,6 +65,30 @@ class StepRows:
     self.sync()
     if self._file is not None:
       self._file.close()
+
+
+def writer(workdir: pathlib.Path) -> "MetricWriter | NoWriter":
+  """A MetricWriter, which of several processes the first one has."""
+  return MetricWriter(workdir) if hosts.is_first() else NoWriter()
+
+
+class NoWriter:
+  """Takes what a MetricWriter does, and leaves nothing behind."""
+
+  def __enter__(self) -> "NoWriter":
+    return self
+
+  def start(self, step: int) -> None:
+    """See `MetricWriter`."""
+
+  def write(self, step: int, *_, seconds: float) -> None:
+    """See `MetricWriter`."""
+
+  def sync(self) -> None:
+    """See `MetricWriter`."""
+
+  def __exit__(self, *_) -> None:
+    pass
 
 
 class MetricWriter:

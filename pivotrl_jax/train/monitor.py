@@ -19,6 +19,7 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.pivots import rollouts
+from pivotrl_jax.train import parallel
 from pivotrl_jax.train import step as step_lib
 
 Scalars = dict[str, float]
@@ -50,7 +51,9 @@ class Monitor:
     engine: base.Engine,
     log_probs_fn: Callable[..., Any],
   ):
-    self._score = jax.jit(functools.partial(_sequence_log_probs, log_probs_fn))
+    self._score = parallel.reading(
+      functools.partial(_sequence_log_probs, log_probs_fn), config.train
+    )
     watched = config.train.watch_every and config.train.watch_prompts
     self._watched, self._places = (
       _watched(config, policy, engine) if watched else (None, None)
@@ -62,7 +65,8 @@ class Monitor:
     self._asks = bool(config.verifier.judge.url)
     self._dead = DeadGroups()
     if self._watched is not None:
-      self._start = self._watched_log_probs(jax.device_put(policy.params))
+      params = policy_lib.on_device(policy.params)
+      self._start = self._watched_log_probs(params)
 
   def due(self, index: int) -> bool:
     """Whether a step logs how it stands to the reference policy."""

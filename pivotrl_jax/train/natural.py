@@ -23,6 +23,7 @@ import optax
 
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import natural_gradient
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
@@ -53,6 +54,7 @@ def train_step(
   iterations: int,
   max_kl: float,
   tries: int,
+  keys_fn: Callable[..., Any] | None = None,
   axis_name: str | None = None,
   balance: float = 0.0,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
@@ -71,8 +73,7 @@ def train_step(
     max_kl: trust region, nats a token: the mean over action tokens, by their
       weights in the loss.
     tries: most shorter steps that are tried where the measured KL is larger.
-    axis_name: the pmap axis to sum over, if any.
-    balance: see `step.gradients`.
+    keys_fn, axis_name, balance: see `step.gradients`.
 
   Returns:
     What `step.train_step` does; among the metrics those of
@@ -80,8 +81,9 @@ def train_step(
   """
   params = state.params
   grads, metrics, rows = step_lib.gradients(
-    params, batch.rows, loss_fn=loss_fn, axis_name=axis_name, balance=balance
-  )
+    params, batch.rows, loss_fn=loss_fn, keys_fn=keys_fn,
+    axis_name=axis_name, balance=balance,
+  )  # fmt: skip
   knobs = {"model": model, "chunk": chunk, "temperature": temperature}
   knobs |= {"axis_name": axis_name}
   fvp = functools.partial(_fisher_product, params, batch.fisher, **knobs)
@@ -178,6 +180,7 @@ def _mean(total, axis_name):
 def project(
   state: state_lib.TrainState,
   batch: batches.TrainBatch,
+  base: lora.Base | None = None,
   *,
   log_probs_fn: Callable[..., Any],
   seed: int,
@@ -189,6 +192,7 @@ def project(
   Args:
     state: comes back as it is; directions depend on (seed, state.step) alone.
     batch: arrays `[M, B, ...]`.
+    base: see `step.train_step`.
     log_probs_fn: `(params, micro) -> log-probs [B, N, A], ...`, by a body of
       attention that has a forward mode.
     seed: of the directions.
@@ -200,6 +204,7 @@ def project(
     each action's log-prob; see `natural_gradient.score_projections`.
   """
   del axis_name
+  log_probs_fn = lora.beside(base, log_probs_fn)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def one(micro):

@@ -21,6 +21,7 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import monitor
 from pivotrl_jax.train import natural
@@ -74,22 +75,36 @@ class PolicyGradient:
     score: `(params, batch) -> log-probs [M, B, N, A]`.
   """
 
-  def __init__(self, config: Any, policy: policy_lib.Policy, tx: Any):
-    self._config = config
+  def __init__(
+    self, config: Any, policy: policy_lib.Policy, tx: Any,
+    base: lora.Base | None,
+  ):  # fmt: skip
+    self._config, self._base = config, base
     self.log_probs_fn = sft.log_probs_fn(
       config, policy.config, temperature=config.rollout.temperature
     )
-    self.score = jax.jit(functools.partial(step_lib.score, self.log_probs_fn))
+    self.score = parallel.reading(
+      functools.partial(step_lib.score, self.log_probs_fn), config.train
+    )
     self.shape: batches.Shape | None = None
-    self._policy, self._tx = policy, tx
-    self._reference = jax.device_put(policy.params)
+    self._policy, self._tx = policy_lib.without_params(policy), tx
+    # Held where something reads it, and no second copy beside a base.
+    self._reference = None
+    if config.train.kl_coef or config.train.watch_every:
+      self._reference = policy_lib.on_device(policy.params)
     self._step = None
 
   def lay_out(self, state: Any) -> Any:
     """The state as the step wants it; the first thing to be done with one."""
     step = _step(self._config, self._policy, self.log_probs_fn, self._tx)
-    self._step, state = spread(self._config, self._policy, state, step)
+    self._step, state = spread(
+      self._config, self._policy, state, step, self._base
+    )
     return state
+
+  def params(self, state: Any) -> Any:
+    """What the policy is applied with, whose gradient the steps take."""
+    return lora.join(self._base, state.params)
 
   def pack(self, samples: Samples) -> tuple[batches.TrainBatch, np.ndarray]:
     """`pack` into the shape of all steps."""
@@ -152,7 +167,7 @@ class PolicyGradient:
     batch = batch.replace(ref_log_probs=reference_log_probs)
     if config.train.updates_per_batch > 1:
       # From the host: a sharded step lays out its inputs itself.
-      old_log_probs = jax.device_get(self.score(state.params, batch))
+      old_log_probs = jax.device_get(self.score(self.params(state), batch))
       batch = batch.replace(old_log_probs=old_log_probs)
     inputs = batch if fisher is None else natural.NaturalBatch(batch, fisher)
     updates = []
@@ -283,21 +298,24 @@ def score_rows(
 
 def layout(config: Any) -> dict[str, int]:
   """What `batches.plan` takes of a config."""
-  count = jax.device_count() if config.train.parallel != "jit" else 1
   return {
     "micro_batches": config.train.micro_batches,
-    "multiple_of": count,
+    "multiple_of": parallel.lines(config.train),
     "batch_tokens": config.train.batch_tokens,
+    "branch_tokens": config.train.branch_tokens,
   }
 
 
-def spread(config: Any, policy: policy_lib.Policy, state: Any, step: Any):
+def spread(
+  config: Any, policy: policy_lib.Policy, state: Any, step: Any,
+  base: lora.Base | None,
+):  # fmt: skip
   """The wrapper that `config.train.parallel` names, and the state for it."""
-  if config.train.parallel == "sharded":
-    mesh = parallel.mesh(expert_parallel=config.train.expert_parallel)
-    return parallel.sharded(step, state, policy.config, mesh)
+  mesh = parallel.of_config(config.train)
+  if mesh:
+    return parallel.sharded(step, state, policy.config, mesh, base)
   wrap = {"jit": parallel.jitted, "pmap": parallel.pmapped}
-  return wrap[config.train.parallel](step), state
+  return wrap[config.train.parallel](step, base), state
 
 
 def in_both_modes(config: Any, policy: policy_lib.Policy) -> qwen3.Qwen3:
@@ -355,11 +373,13 @@ def _step(config, policy, log_probs_fn, tx):
       step_lib.train_step,
       loss_fn=loss_fn,
       tx=tx,
+      keys_fn=sft.keys_fn(config, policy.config),
       balance=t.router_aux_loss_coef,
     )
   return functools.partial(
     natural.train_step,
     loss_fn=loss_fn,
+    keys_fn=sft.keys_fn(config, policy.config),
     model=in_both_modes(config, policy),
     chunk=t.logits_chunk,
     temperature=config.rollout.temperature,

@@ -12,12 +12,13 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import numpy as np
 
+from pivotrl_jax import hosts
 from pivotrl_jax import types
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.engines import spread
 from pivotrl_jax.pivots import profile as profile_lib
 from pivotrl_jax.pivots import select
 
@@ -98,13 +99,9 @@ class Reprofile:
       The pivots; None where there would be none: the old ones stay. And
       `profile/` scalars.
     """
-    version = policy_lib.digest(jax.device_get(params))
+    version = policy_lib.digest(params)
     path = self._file(step)
-    path.parent.mkdir(exist_ok=True)
-    for file in (path, path.with_name(path.name + ".partial")):
-      if file.exists() and _policy_of(file) not in (version, None):
-        file.unlink()  # Of other parameters, so of another past.
-    if not path.exists():
+    if not hosts.first(lambda: _is_there(path, version)):
       self._sample(params, version, step)
     found = self._merge(path)
     self._last = step
@@ -128,11 +125,12 @@ class Reprofile:
 
   def _sample(self, params, version, step):
     # An engine of its own: what one keeps would change the other's rounding.
-    engine = policy_lib.engine(self._policy, self._config)
+    engines = policy_lib.engines(self._policy, self._config)
+    copies = hosts.copies(params, spread.devices())
 
     def loaded():
-      engine.load(params, version)
-      return engine
+      spread.load(engines, copies, version)
+      return engines
 
     profile_lib.profile_all(
       self._config, self._workdir, self._policy.tokenizer, version, loaded,
@@ -150,6 +148,15 @@ class Reprofile:
 
   def _file(self, step):
     return profile_lib.again(self._workdir, step)
+
+
+def _is_there(path: pathlib.Path, version: str) -> bool:
+  """Whether a profile by these parameters is there; others are removed."""
+  path.parent.mkdir(exist_ok=True)
+  for file in (path, path.with_name(path.name + ".partial")):
+    if file.exists() and _policy_of(file) not in (version, None):
+      file.unlink()  # Of other parameters, so of another past.
+  return path.exists()
 
 
 def _policy_of(path: pathlib.Path) -> str | None:

@@ -158,12 +158,15 @@ def rows(chosen: Sequence[Demonstration]) -> batches.Rows:
   return batches.even_rows(prompts, actions)
 
 
-def train_step(log_probs_fn: Any, tx: Any, *, balance: float = 0.0):
-  """`train_step` with the SFT loss; `balance` as in `step.gradients`."""
+def train_step(
+  log_probs_fn: Any, tx: Any, *, keys_fn: Any = None, balance: float = 0.0
+):
+  """`train_step` with the SFT loss; what else as in `step.gradients`."""
   return functools.partial(
     step_lib.train_step,
     loss_fn=functools.partial(step_lib.sft_loss, log_probs_fn=log_probs_fn),
     tx=tx,
+    keys_fn=keys_fn,
     balance=balance,
   )
 
@@ -175,6 +178,15 @@ def log_probs_fn(config: Any, shape: qwen3.Config, *, temperature: float = 1.0):
     model(config, shape, config.model.attention),
     chunk=config.train.logits_chunk,
     temperature=temperature,
+    count=config.train.router_count,
+  )
+
+
+def keys_fn(config: Any, shape: qwen3.Config):
+  """`step.trie_keys` of the policy of a run, of (params, micro)."""
+  return functools.partial(
+    step_lib.trie_keys,
+    model(config, shape, config.model.attention),
     count=config.train.router_count,
   )
 

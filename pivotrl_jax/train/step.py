@@ -17,6 +17,7 @@ import optax
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import grpo
 from pivotrl_jax.losses import logprobs
+from pivotrl_jax.models import lora
 from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import state as state_lib
@@ -25,9 +26,11 @@ from pivotrl_jax.train import state as state_lib
 def train_step(
   state: state_lib.TrainState,
   batch: batches.TrainBatch,
+  base: lora.Base | None = None,
   *,
   loss_fn: Callable[..., Any],
   tx: optax.GradientTransformation,
+  keys_fn: Callable[..., Any] | None = None,
   axis_name: str | None = None,
   balance: float = 0.0,
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
@@ -36,19 +39,21 @@ def train_step(
   Args:
     state: before the step.
     batch: arrays `[M, B, ...]`.
+    base: where the state's parameters are adapters, what they stand beside.
     loss_fn: `(params, micro_batch) -> (loss sum, (metric sums, rows))`, with
       "weight" and "loss" among the sums, and `rows` a dict of per-branch
       arrays `[B, N]`.
     tx: the optimizer.
-    axis_name: the pmap axis to sum over, if any.
-    balance: see `gradients`.
+    keys_fn, axis_name, balance: see `gradients`.
 
   Returns:
-    The next state; the metrics of `gradients` with "update_norm"; and rows `[M, B, N]` under the old parameters.
+    The next state; the metrics of `gradients` with "update_norm"; and rows
+    `[M, B, N]` under the old parameters.
   """
   grads, metrics, rows = gradients(
-    state.params, batch, loss_fn=loss_fn, axis_name=axis_name, balance=balance
-  )
+    state.params, batch, loss_fn=lora.beside(base, loss_fn),
+    keys_fn=lora.beside(base, keys_fn), axis_name=axis_name, balance=balance,
+  )  # fmt: skip
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   metrics["update_norm"] = optax.tree.norm(updates)
   params = optax.apply_updates(state.params, updates)
@@ -64,6 +69,7 @@ def gradients(
   batch: batches.TrainBatch,
   *,
   loss_fn: Callable[..., Any],
+  keys_fn: Callable[..., Any] | None = None,
   axis_name: str | None = None,
   balance: float = 0.0,
 ) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
@@ -74,6 +80,8 @@ def gradients(
     batch: arrays `[M, B, ...]`.
     loss_fn: as there; of a mixture of experts there is "router" among the
       sums, what its routers did, and it takes `router_load`.
+    keys_fn: `(params, micro_batch) -> (keys, router)`, as `trie_keys`; for
+      batches of several parts, see `by_parts`.
     axis_name: the pmap axis to sum over, if any.
     balance: coefficient of `moe.balance_loss` beside the loss. It is a product
       of means over the whole batch, of which one has no derivative: a forward
@@ -93,8 +101,11 @@ def gradients(
     # All that is summed is divided by `whole` in the end.
     load = balance * moe.load(router) * whole / count
     loss_fn = functools.partial(loss_fn, router_load=load)
+    keys_fn = keys_fn and functools.partial(keys_fn, router_load=load)
 
   def one(micro):
+    if micro.parts > 1:
+      return by_parts(params, micro, loss_fn=loss_fn, keys_fn=keys_fn)
     grad, (sums, rows) = jax.grad(loss_fn, has_aux=True)(params, micro)
     return (grad, sums), rows
 
@@ -113,6 +124,77 @@ def gradients(
   if "router" in sums:
     metrics |= moe.statistics(sums["router"])
   return grads, metrics, rows
+
+
+def by_parts(
+  params: Any,
+  micro: batches.TrainBatch,
+  *,
+  loss_fn: Callable[..., Any],
+  keys_fn: Callable[..., Any],
+) -> tuple[tuple[Any, dict[str, Any]], dict[str, jax.Array]]:
+  """The gradient of a micro-batch whose branches are run part by part.
+
+  Its tries go forward once, for their keys and values, and backward once, by
+  what all branches together want of these: no more than a part's activations
+  are held at a time beside those of the tries.
+
+  Args:
+    params: where.
+    micro: arrays `[B, ...]`.
+    loss_fn, keys_fn: see `gradients`.
+
+  Returns:
+    (The gradient, the loss's sums), and its rows `[B, N, ...]`.
+  """
+  (keys, aside), tries_back, router = jax.vjp(
+    lambda p: keys_fn(p, micro), params, has_aux=True
+  )
+
+  def one(part):
+    def loss(params, keys):
+      return loss_fn(params, part.replace(
+          tries=micro.tries, ends=micro.ends, depths=micro.depths, keys=keys
+      ))  # fmt: skip
+
+    (grads, of_keys), (sums, rows) = jax.grad(
+      loss, argnums=(0, 1), has_aux=True
+    )(params, keys)
+    # Added up as gradients of parameters are, whatever activations are in.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), of_keys)
+    return (grads, wide, sums), rows
+
+  (grads, of_keys, sums), rows = over_micro_batches(one, _parts_of(micro))
+  of_keys = jax.tree.map(lambda x, key: x.astype(key.dtype), of_keys, keys)
+  (of_tries,) = tries_back((of_keys, jnp.ones_like(aside)))
+  grads = jax.tree.map(jnp.add, grads, of_tries)
+  if router:
+    sums["router"] = jax.tree.map(jnp.add, sums["router"], router)
+
+  def whole(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(len(x), -1, *x.shape[3:])
+
+  return (grads, sums), jax.tree.map(whole, rows)
+
+
+def _parts_of(micro):
+  """The branches `[K, B, ...]` of a micro-batch's parts, without the tries."""
+  count = micro.parts
+
+  def split(x):
+    x = x.reshape(len(x), count, -1, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  left_out = jnp.zeros((count, len(micro.left_out))).at[0].set(micro.left_out)
+  rest = micro.replace(
+    tries=None, ends=None, depths=None, left_out=None, parts=1
+  )
+  parts = jax.tree.map(split, rest)
+  size = parts.actions.shape[2] * parts.actions.shape[3]
+  # Places within the part; behind its last there is no action either.
+  offset = size * jnp.arange(count)[:, None, None]
+  return parts.replace(places=parts.places - offset, left_out=left_out)
 
 
 def _divisors(sums):
@@ -192,6 +274,7 @@ def policy_log_probs(
     targets,
     chunk=chunk,
     temperature=temperature,
+    lines=len(micro.places),
   )
   lines = jnp.arange(len(micro.places))[:, None]
 
@@ -230,7 +313,7 @@ def policy_outputs(
   branch, targets, layout = branch_inputs(micro)
   apply = functools.partial(
     model.apply, {"params": params}, micro.tries, branch, layout,
-    reach=micro.actions.shape[-1] - 1,
+    reach=micro.actions.shape[-1] - 1, kv=micro.keys,
   )  # fmt: skip
   router = {}
   if model.config.sparse_layers:
@@ -244,6 +327,39 @@ def policy_outputs(
   unembed = qwen3.unembedding(params, model.config)
   hidden = hidden.reshape(-1, hidden.shape[-1])
   return hidden, unembed, targets.reshape(-1), router
+
+
+def trie_keys(
+  model: qwen3.Qwen3,
+  params: Any,
+  micro: batches.TrainBatch,
+  *,
+  count: str = "rows",
+  router_load: jax.Array | None = None,
+) -> tuple[tuple[Any, jax.Array], dict[str, jax.Array]]:
+  """What branches read of the tries of a micro-batch.
+
+  Args:
+    model, params, micro, count: see `policy_outputs`.
+    router_load: see `gradients`.
+
+  Returns:
+    (Keys and values as `qwen3.Qwen3.keys` gives them, what the routers' choice
+    for the tries' tokens adds to the loss), and the sums of the routers.
+  """
+  branch, _, layout = branch_inputs(micro)
+  apply = functools.partial(
+    model.apply, {"params": params}, micro.tries, layout, method="keys"
+  )
+  if not model.config.sparse_layers:
+    return (apply(), jnp.zeros(())), {}
+  tokens, _ = router_tokens(micro, branch, layout, count=count)
+  keys, found = apply(tokens=tokens, mutable=[moe.SUMS])
+  if not found:  # Experts in the last layer alone, which tries do not have.
+    return (keys, jnp.zeros(())), {}
+  router = moe.stacked(found[moe.SUMS], model.config.sparse_layers, "sums")
+  loss, sums = _with_router(jnp.zeros(()), {}, router, router_load)
+  return (keys, loss), sums["router"]
 
 
 COUNTS = ("rows", "once")

@@ -137,7 +137,7 @@ def _config(judge, **changes):
 
 
 def _run(config, workdir, engine):
-  return profile.profile_all(config, workdir, TOKENIZER, "v", lambda: engine)
+  return profile.profile_all(config, workdir, TOKENIZER, "v", lambda: [engine])
 
 
 def _rows(path):

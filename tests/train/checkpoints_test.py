@@ -55,6 +55,18 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path, capfd):
   assert capfd.readouterr().err == ""
 
 
+def test_the_best_stay_beside_the_newest(tmp_path):
+  scores = {1: 0.5, 2: None, 3: 0.9, 4: 0.5, 5: -1.0, 6: 0.1}
+  with checkpoints.Checkpoints(
+    tmp_path, keep=1, policy="p", keep_best=2
+  ) as saved:
+    for step, score in scores.items():
+      saved.save(step, _state(step), score=score)
+  names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+  assert names == ["3", "4", "6"]  # Of 1 and 4, as good, the newer.
+  assert _restore(tmp_path)[0] == 6
+
+
 def test_turns_are_kept_with_a_checkpoint(tmp_path, caplog):
   with _open(tmp_path) as saved:
     saved.save(1, _state(1), turns=70)
@@ -84,7 +96,7 @@ def _largest(place):
 
 def _as_step(place, step):
   """A checksum file that says it is of another step, itself consistent."""
-  checkpoints._write_checksums(place, step, "p", 0)
+  checkpoints._write_checksums(place, step, {"policy": "p", "turns": 0})
 
 
 # Damage of checkpoint 2 -> what the line must name.

@@ -14,7 +14,9 @@ from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax import main
 from pivotrl_jax import types
+from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
+from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.models import hf
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.report import glossary
@@ -214,6 +216,27 @@ def test_a_fork_of_nothing_or_of_another_shape_is_one_line(
   config = _silent(small, init=str(tmp_path))
   with pytest.raises(errors.InputError, match="checkpoints/1: .*; expected"):
     main.run(config, path, ["train"])
+
+
+def test_a_reference_is_read_in_the_type_of_activations_or_not_held(
+  small, tmp_path
+):
+  config = _config("pivotrl", small, watch_every=0)
+  config.model.dtype = "bfloat16"
+  policy = policy_lib.starting(config, tmp_path)
+  frozen = policy_lib.frozen(policy, "bfloat16")
+  gradient = policy_gradient.PolicyGradient(config, frozen, None, None)
+  assert gradient._reference is None
+  config.train.kl_coef = 0.1
+  gradient = policy_gradient.PolicyGradient(config, frozen, None, None)
+  assert gradient._reference["embed_tokens"]["embedding"].dtype == "bfloat16"
+  prompts = [np.arange(9), np.arange(3, 20)]
+  rows = batches.even_rows(prompts, [np.arange(5), np.arange(4)])
+  batch, _ = batches.pack(rows)
+  np.testing.assert_array_equal(
+    gradient.score(policy.params, batch),
+    gradient.score(gradient._reference, batch),
+  )
 
 
 def _group(*samples):

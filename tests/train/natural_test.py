@@ -138,9 +138,9 @@ def _reference():
   return _moved(state, after), metrics, _norms(rows, places)
 
 
-def _on_mesh(model_parallel):
+def _on_mesh(tensor):
   return lambda step: parallel.sharded(
-    step, _state(), SMALL, parallel.mesh(model_parallel)
+    step, _state(), SMALL, parallel.mesh(tensor=tensor)
   )
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 import pytest
 
+import meshes
+from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import moe
@@ -66,9 +68,8 @@ def _model(**options):
 
 
 def _step(model=None, *, tx=None, **options):
-  log_probs = functools.partial(
-    step_lib.policy_log_probs, model or _model(), chunk=16
-  )
+  model = model or _model()
+  log_probs = functools.partial(step_lib.policy_log_probs, model, chunk=16)
   loss = functools.partial(
       step_lib.grpo_loss, log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2,
       kl="k3", kl_coef=0.0, loss_norm="token", importance_cap=0.0,
@@ -77,6 +78,7 @@ def _step(model=None, *, tx=None, **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   return functools.partial(
     step_lib.train_step, loss_fn=loss, tx=tx or optax.sgd(0.1),
+    keys_fn=functools.partial(step_lib.trie_keys, model),
     **{"balance": BALANCE} | options,
   )  # fmt: skip
 
@@ -115,24 +117,33 @@ def test_accumulated(reference, params, rows, layout):
   chex.assert_trees_all_close(got, reference, atol=1e-5)
 
 
+@SLOW
+def test_in_parts(reference, params, rows):
+  batch, _ = batches.pack(rows, batch_tokens=64, branch_tokens=16)
+  assert batch.parts > 1
+  got = _result(jax.jit(_step())(_state(params), batch))
+  chex.assert_trees_all_close(got, reference, atol=1e-5)
+
+
 def test_pmap(reference, params, rows):
   batch, _ = batches.pack(rows, multiple_of=8)
   got = _result(parallel.pmapped(_step())(_state(params), batch))
   chex.assert_trees_all_close(got, reference, atol=1e-5)
 
 
+# The 4 experts of a layer cannot be divided among 8.
 @pytest.mark.parametrize(
-  ("model", "expert", "attention"),
-  [pytest.param(1, 4, "dense", marks=SLOW), (2, 2, "pallas")],
+  "sizes",
+  [s for s in meshes.shapes({(1, 2, 2, 2)}) if s.values[0]["expert"] < 8],
 )
-def test_sharded(reference, params, rows, model, expert, attention):
+def test_sharded(reference, params, rows, sizes):
   batch, _ = batches.pack(rows, multiple_of=8)
-  mesh = parallel.mesh(model, expert)
-  step = _step(_model(attention=attention))
+  mesh = parallel.mesh(**sizes)
+  kernels = sizes["expert"] == sizes["tensor"] == 2
+  step = _step(_model(attention="pallas" if kernels else "dense"))
   run, state = parallel.sharded(step, _state(params), TINY, mesh)
   kernel = state.params["layers_0"]["mlp"]["experts"]["down_proj"]
-  part = kernel.addressable_shards[0].data.size
-  assert part * mesh.size == kernel.size
+  assert meshes.copies(kernel) == sizes["data"]
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-5)
 
 
@@ -204,7 +215,7 @@ def test_natural_steps_are_the_same_over_shared_experts(
   want, metrics, _ = jax.jit(natural_step)(state, batch)
   assert 0.0 < metrics["natural_kl_measured"] <= 1e-2
   run, laid_out = parallel.sharded(
-    natural_step, state, TINY, parallel.mesh(1, 4)
+    natural_step, state, TINY, parallel.mesh(expert=4)
   )
   got, _, _ = run(laid_out, batch)
   chex.assert_trees_all_close(
@@ -213,5 +224,14 @@ def test_natural_steps_are_the_same_over_shared_experts(
 
 
 def test_devices_that_cannot_be_divided():
-  with pytest.raises(errors.InputError, match="expert_parallel: 3, on 8 dev"):
-    parallel.mesh(1, 3)
+  train = swe.get_config("tiny").train
+  train.parallel = "sharded"
+  parallel.check(train, TINY)
+  for axis, size, what in (
+    ("expert", 8, "num_experts 4"), ("tensor", 2, "num_key_value_heads 1"),
+  ):  # fmt: skip
+    train.mesh.update({"expert": 1, "tensor": 1} | {axis: size})
+    with pytest.raises(errors.InputError, match=f"{axis}: {size} .*{what}"):
+      parallel.check(train, TINY)
+  with pytest.raises(errors.InputError, match="expert=3, .*on 8 devices"):
+    parallel.mesh(expert=3)

@@ -1,14 +1,17 @@
 """One device, accumulated, pmap and sharded give one step."""
 
+import collections
 import functools
 
 import chex
 import flax.linen as nn
 import jax
+from jax.extend import core as extend
 import numpy as np
 import optax
 import pytest
 
+import meshes
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import parallel
@@ -32,15 +35,12 @@ def _rows(advantages):
   )
 
 
-def _setup(attention="auto", **options):
+def _setup(attention="auto", dtype="float32", **options):
   # SGD: Adam would blow rounding of a zero gradient up to a whole step.
   tx = optax.sgd(0.1)
   params = nn.unbox(qwen3.init_params(TINY, jax.random.key(0)))
-  log_probs = functools.partial(
-    step_lib.policy_log_probs,
-    qwen3.Qwen3(TINY, attention=attention),
-    chunk=16,
-  )
+  model = qwen3.Qwen3(TINY, attention=attention, dtype=np.dtype(dtype))
+  log_probs = functools.partial(step_lib.policy_log_probs, model, chunk=16)
   knobs = dict(
       log_probs_fn=log_probs, clip_low=0.2, clip_high=0.2, kl="k3",
       kl_coef=0.0, loss_norm="token", importance_cap=0.0, importance_floor=0.0,
@@ -49,6 +49,7 @@ def _setup(attention="auto", **options):
     step_lib.train_step,
     loss_fn=functools.partial(step_lib.grpo_loss, **knobs),
     tx=tx,
+    keys_fn=functools.partial(step_lib.trie_keys, model),
   )
   return state_lib.create(params, tx), step
 
@@ -102,17 +103,73 @@ def test_pmap(reference, attention):
   )
 
 
-@pytest.mark.parametrize("attention", ["auto", "pallas"])
-@pytest.mark.parametrize("model_parallel", [1, 2])
-def test_sharded(reference, model_parallel, attention):
+@pytest.mark.parametrize("sizes", meshes.shapes({(1, 8, 1, 1)}))
+def test_sharded(reference, sizes):
+  _sharded(reference, sizes, "dense")
+
+
+def test_sharded_by_kernels(reference):
+  _sharded(reference, {"data": 2, "fsdp": 2, "tensor": 2}, "pallas")
+
+
+def test_sharded_by_loops_in_parts(reference):
+  sizes = {"data": 1, "fsdp": 4, "tensor": 2}
+  _sharded(reference, sizes, "auto", branch_tokens=8)
+
+
+def _sharded(reference, sizes, attention, **layout):
   state, step = _setup(attention)
-  batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8)
-  run, state = parallel.sharded(
-    step, state, TINY, parallel.mesh(model_parallel)
-  )
+  batch, _ = batches.pack(_rows(ADVANTAGES), multiple_of=8, **layout)
+  run, state = parallel.sharded(step, state, TINY, parallel.mesh(**sizes))
   kernel = state.params["layers_0"]["mlp"]["up_proj"]["kernel"]
-  assert not kernel.sharding.is_fully_replicated
+  assert meshes.copies(kernel) == sizes["data"]
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-6)
+
+
+def test_moments_are_divided_as_their_parameters_are():
+  tx = state_lib.optimizer(
+    learning_rate=0.1, warmup_steps=2, weight_decay=0.0, clip_norm=1.0
+  )
+  state = state_lib.create(_setup()[0].params, tx)
+  mesh = parallel.mesh(data=2, tensor=2)
+  state = jax.device_put(state, parallel.state_sharding(state, TINY, mesh))
+  adam = state.opt_state[1][0]
+  for params in (state.params, adam.mu, adam.nu):
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+      # Of 8 devices 2 are for data. Norms have no axis that "tensor" divides,
+      # and those of heads none that "fsdp" does either.
+      name = jax.tree_util.keystr(path)
+      norm = 8 if "q_norm" in name or "k_norm" in name else 4
+      assert meshes.copies(array) == (2 if array.ndim == 2 else norm), name
+
+
+@pytest.mark.parametrize("layout", [{}, {"branch_tokens": 8}])
+def test_in_bfloat16_products_are_but_masters_and_sums_are_not(layout):
+  state, step = _setup("xla", dtype="bfloat16")
+  batch, _ = batches.pack(_rows(ADVANTAGES), batch_tokens=64, **layout)
+  jaxpr, (after, _, _) = jax.make_jaxpr(step, return_shape=True)(state, batch)
+  kinds = collections.Counter(
+    tuple(sorted(x.aval.dtype.name for x in eqn.invars))
+    for eqn in _equations(jaxpr.jaxpr)
+    if eqn.primitive.name == "dot_general"
+  )
+  assert kinds.pop(("bfloat16", "bfloat16")) > 50
+  # The gradient of logits, which are float32, times what they are made of.
+  assert kinds == {("bfloat16", "float32"): 2}
+  # Where parts of a gradient are added up, and what they become.
+  for eqn in _equations(jaxpr.jaxpr):
+    if eqn.primitive.name in ("while", "scan") and len(eqn.outvars) > 9:
+      carried = {x.aval.dtype.name for x in eqn.outvars}
+      assert "bfloat16" not in carried
+  assert {x.dtype.name for x in jax.tree.leaves(after.params)} == {"float32"}
+
+
+def _equations(jaxpr):
+  """Those of a jaxpr and of all within it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in extend.jaxprs_in_params(eqn.params):
+      yield from _equations(inner)
 
 
 @pytest.mark.parametrize("attention", ["dense", "pallas"])

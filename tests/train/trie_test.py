@@ -73,18 +73,22 @@ def _params():
   return nn.unbox(boxed)
 
 
-def _step(dtype="float32", attention="auto", loss_norm="token"):
+def _step(dtype="float32", attention="auto", loss_norm="token", remat="none"):
+  model = qwen3.Qwen3(
+    TINY, dtype=jnp.dtype(dtype), attention=attention, remat=remat
+  )
   loss_fn = functools.partial(
     step_lib.grpo_loss,
     log_probs_fn=functools.partial(
-      step_lib.policy_log_probs,
-      qwen3.Qwen3(TINY, dtype=jnp.dtype(dtype), attention=attention),
-      chunk=64,
+      step_lib.policy_log_probs, model, chunk=64
     ),
     clip_low=0.2, clip_high=0.2, kl="k3", kl_coef=0.0, loss_norm=loss_norm,
     importance_cap=0.0, importance_floor=0.0,
   )  # fmt: skip
-  return jax.jit(functools.partial(step_lib.gradients, loss_fn=loss_fn))
+  return jax.jit(functools.partial(
+      step_lib.gradients, loss_fn=loss_fn,
+      keys_fn=functools.partial(step_lib.trie_keys, model),
+  ))  # fmt: skip
 
 
 def _by_row(found, places):
@@ -152,6 +156,45 @@ def test_order_packing_cut_and_body_change_nothing():
     if "multiple_of" in layout:
       lines = (batch.ends > 0).sum()
       assert lines > trees.order(rows.prompts).tokens()  # It was cut.
+
+
+def test_branches_in_parts_give_the_gradient_of_all_at_once():
+  """Tries are computed once, whatever their branches are divided into."""
+  rows = _rows(3, 12)
+  whole, places = batches.pack(rows, batch_tokens=512)
+  want, metrics, found = _step()(_params(), whole)
+  by_row = _by_row(found, places)
+  for most, remat, layout in (
+    (48, "none", {"batch_tokens": 512}),
+    (16, "dots", {"batch_tokens": 128, "multiple_of": 2}),
+  ):
+    batch, places = batches.pack(rows, branch_tokens=most, **layout)
+    assert batch.parts > 1
+    got, others, found = _step(remat=remat)(_params(), batch)
+    np.testing.assert_allclose(_by_row(found, places), by_row, atol=1e-5)
+    chex.assert_trees_all_close((got, others), (want, metrics), atol=1e-5)
+
+
+def test_tokens_of_parts():
+  # 4 actions of 3 tokens on 33 prompt tokens, of which the last is none of the
+  # trie's; a part of 16 tokens has room for 2 branches.
+  rows = batches.even_rows([np.arange(33)] * 4, [np.arange(3)] * 4)
+  shape = batches.Shape(
+      micro_batches=1, least=1, lines=1, trie=32, branch=48, branches=6,
+      width=3, parts=3,
+  )  # fmt: skip
+  batch, places = batches.pack(rows, shape)
+  assert places.tolist() == [0, 1, 2, 3]
+  # The third part is empty: no step computes it.
+  assert batches.computed_tokens(batch) == 32 + 2 * 16
+  # The second begins where the first's room ends.
+  assert batch.places[0, 0].tolist() == [
+      *range(6), *[18] * 10, *range(6, 12), *[18] * 10, *[18] * 16,
+  ]  # fmt: skip
+  # Cut into micro-batches for the same room, the trie is computed twice.
+  shape = dataclasses.replace(shape, parts=1, branch=16, branches=2)
+  cut, _ = batches.pack(rows, shape)
+  assert batches.computed_tokens(cut) == 2 * 32 + 2 * 16
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence", "constant"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import pathlib
 from typing import Any, Protocol
 
+from pivotrl_jax.models import lora
 from pivotrl_jax.train.methods import e2e
 from pivotrl_jax.train.methods import pivotrl
 from pivotrl_jax.train.methods import sft
@@ -41,9 +42,14 @@ class Method(Protocol):
     """Keys and sections of `READS` without effect under this config."""
 
   def build(
-    self, config: Any, workdir: pathlib.Path, policy: Any, tx: Any, state: Any
-  ) -> tuple[Advance, Any]:
-    """What takes a step, and the state laid out for it."""
+    self, config: Any, workdir: pathlib.Path, policy: Any, tx: Any, state: Any,
+    base: lora.Base | None,
+  ) -> tuple[Advance, Any]:  # fmt: skip
+    """What takes a step, and the state laid out for it.
+
+    With a base the state's parameters are adapters. Of the policy's own
+    nothing is to be held that no step reads.
+    """
 
   def turns_before(self, workdir: pathlib.Path) -> int:
     """Rollout turns that were sampled before the first step."""

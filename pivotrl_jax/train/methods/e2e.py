@@ -19,6 +19,7 @@ from pivotrl_jax.data import batches
 from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import lora
 from pivotrl_jax.envs import episode
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.pivots import candidates
@@ -105,8 +106,8 @@ class Group:
 class _EndToEnd:
   """What a run of steps has in common."""
 
-  def __init__(self, config, policy, tx):
-    self._config, self._policy = config, policy
+  def __init__(self, config, policy, tx, base):
+    self._config, self._policy, self._base = config, policy, base
     self._world = worlds.of(config)
     self._env = worlds.WORLDS[self._world]
     self._count = (
@@ -115,7 +116,7 @@ class _EndToEnd:
     self._longest = min(config.data.max_prompt_tokens, worlds.MAX_PROMPT_TOKENS)
     self._engine = policy_lib.engine(policy, config)
     self._sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
-    self._gradient = policy_gradient.PolicyGradient(config, policy, tx)
+    self._gradient = policy_gradient.PolicyGradient(config, policy, tx, base)
 
   def lay_out(self, state):
     """The state as steps want it; readies all that they need."""
@@ -131,13 +132,14 @@ class _EndToEnd:
     self._watch = monitor.Monitor(
       config, self._policy, self._engine, self._gradient.log_probs_fn
     )
+    self._policy = policy_lib.without_params(self._policy)
     self._gradient.shape = self._plan()
     return state
 
   def advance(self, state, index):
     """One step; see `methods.Advance`."""
     config, gradient, watch = self._config, self._gradient, self._watch
-    self._engine.load(state.params, f"step {index}")
+    self._engine.load(lora.merge(self._base, state.params), f"step {index}")
     tally = _Tally(self._engine)
     groups = self._play(tally, index)
     if config.engine.release:
@@ -151,7 +153,9 @@ class _EndToEnd:
     scalars |= _of_episodes(groups)
     scalars |= gradient.of_trie(samples, batch, places, tally)
     if index == 0:
-      scalars |= gradient.gap(state.params, samples, len(groups[0].turns))
+      scalars |= gradient.gap(
+        gradient.params(state), samples, len(groups[0].turns)
+      )
     if samples.kept.any():
       state, updated, _ = gradient.update(
         state, index, samples, (batch, places), watch
@@ -159,7 +163,7 @@ class _EndToEnd:
     else:
       verdicts = [v for g in groups for v in g.verdicts]
       state, updated = policy_gradient.nothing_learnt(state, index, verdicts)
-    scalars |= updated | watch.held_out(state.params, index)
+    scalars |= updated | watch.held_out(gradient.params(state), index)
     return state, scalars, _rows(config, index, groups, advantages)
 
   def _play(self, engine, index):

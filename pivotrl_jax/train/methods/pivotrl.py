@@ -12,6 +12,7 @@ from pivotrl_jax import types
 from pivotrl_jax.data import batches
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import lora
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import monitor
 from pivotrl_jax.train import natural
@@ -61,9 +62,10 @@ def build(
   policy: policy_lib.Policy,
   tx: Any,
   state: Any,
+  base: lora.Base | None = None,
 ):
   """See `methods.Method`."""
-  method = _PivotRL(config, workdir, policy, tx)
+  method = _PivotRL(config, workdir, policy, tx, base)
   return method.advance, method.lay_out(state)
 
 
@@ -84,14 +86,17 @@ def load_turns(
 class _PivotRL:
   """What a run of steps has in common."""
 
-  def __init__(self, config, workdir, policy, tx):
+  def __init__(self, config, workdir, policy, tx, base):
     self._config, self._workdir, self._policy = config, workdir, policy
+    self._base = base
     pivots = list(records.read_pivots(workdir / "pivots.jsonl"))
     # Under the starting policy, whatever a later one makes of them.
     self._means = {p.candidate_id: p.mean for p in pivots}
     self._again = None
     if reprofile.is_on(config):
-      self._again = reprofile.Reprofile(config, workdir, policy)
+      self._again = reprofile.Reprofile(
+        config, workdir, policy_lib.without_params(policy)
+      )
       self._means = self._again.means
     self._take(pivots)
     self._started = False
@@ -101,14 +106,14 @@ class _PivotRL:
     self._engine = policy_lib.engine(policy, config)
     self._sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
     self._score = rollouts.Scorer(config, workdir)
-    self._gradient = policy_gradient.PolicyGradient(config, policy, tx)
+    self._gradient = policy_gradient.PolicyGradient(config, policy, tx, base)
 
   def lay_out(self, state):
     """The state as steps want it; readies all that they need."""
     config, policy = self._config, self._policy
     state = self._gradient.lay_out(state)
     probe, state = policy_gradient.spread(
-      config, policy, state, _probe(config, policy)
+      config, policy, state, _probe(config, policy), self._base
     )
     other_turns = self._rendered(self._others)
     turns = self._turns
@@ -143,13 +148,14 @@ class _PivotRL:
       shape=self._plan(both, turns + other_turns),
       roll_out=functools.partial(self._roll_out, stage="natural"),
     )
+    self._policy = policy_lib.without_params(policy)
     return state
 
   def advance(self, state, index):
     """One step; see `methods.Advance`."""
     config, gradient, watch = self._config, self._gradient, self._watch
     profiled = self._profile_again(state, index) if self._again else {}
-    self._engine.load(state.params, f"step {index}")
+    self._engine.load(lora.merge(self._base, state.params), f"step {index}")
     chosen = [self._turns[i] for i in self._choose(index)]
     groups = self._roll_out(chosen, index, stage="train")
     stats = self._engine.stats
@@ -167,7 +173,7 @@ class _PivotRL:
     scalars |= watch.rollouts(groups, rewards, batch, stats.sampled_tokens)
     scalars |= of_natural | gradient.of_trie(samples, batch, places, stats)
     if index == 0:
-      scalars |= gradient.gap(state.params, samples, rewards.shape[1])
+      scalars |= gradient.gap(gradient.params(state), samples, rewards.shape[1])
     if samples.kept.any():
       state, updated = self._update(
         state, index, groups, rewards, samples, (batch, places)
@@ -175,7 +181,7 @@ class _PivotRL:
     else:
       verdicts = [v for g in groups for v in g.verdicts]
       state, updated = policy_gradient.nothing_learnt(state, index, verdicts)
-    scalars |= updated | watch.held_out(state.params, index)
+    scalars |= updated | watch.held_out(gradient.params(state), index)
     if self._again:
       self._again.note(scalars)
     return state, scalars, _rows(config, index, groups, samples.advantages)
@@ -188,7 +194,8 @@ class _PivotRL:
         self._take(pivots)
     if not self._again.is_due(index):
       return {}
-    pivots, scalars = self._again(state.params, index)
+    params = lora.merge(self._base, state.params)
+    pivots, scalars = self._again(params, index)
     if pivots:
       self._take(pivots)
     return scalars
@@ -246,7 +253,7 @@ class _PivotRL:
         seeds.row_seed(self._config.seed, stage, index, row)
         for row in range(len(turns) * size)
       ),
-      score=self._score,
+      score=self._score.together,
     )
 
   def _plan(self, steps, turns):

@@ -8,7 +8,9 @@ import jax
 
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import lora
 from pivotrl_jax.train import monitor
+from pivotrl_jax.train import parallel
 from pivotrl_jax.train import policy_gradient
 from pivotrl_jax.train import sft
 from pivotrl_jax.train import state as state_lib
@@ -57,6 +59,7 @@ def build(
   policy: policy_lib.Policy,
   tx: Any,
   state: Any,
+  base: lora.Base | None = None,
 ):
   """See `methods.Method`."""
   demonstrations = sft.load_demonstrations(config, workdir, policy.tokenizer)
@@ -67,12 +70,18 @@ def build(
     policy,
     state,
     sft.train_step(
-      log_probs_fn, tx, balance=config.train.router_aux_loss_coef
-    ),
+      log_probs_fn,
+      tx,
+      keys_fn=sft.keys_fn(config, policy.config),
+      balance=config.train.router_aux_loss_coef,
+    ),  # fmt: skip
+    base,
   )
   engine = policy_lib.engine(policy, config)
   watch = monitor.Monitor(config, policy, engine, log_probs_fn)
-  score_batch = jax.jit(functools.partial(step_lib.score, log_probs_fn))
+  score_batch = parallel.reading(
+    functools.partial(step_lib.score, log_probs_fn), config.train
+  )
 
   def advance(state, index):
     chosen = sft.choose(demonstrations, config.seed, index, config.sft.turns)
@@ -81,11 +90,12 @@ def build(
     scalars = trie_log.tokens(rows.prompts, rows.actions, batch)
     if index == 0:
       scalars |= trie_log.gap(
-        score_batch, state.params, rows, shape, count=min(len(chosen), 4),
+        score_batch, lora.join(base, state.params), rows, shape, count=min(len(chosen), 4),
         dtype=config.model.dtype,
       )  # fmt: skip
     state, metrics, _ = step(state, batch)
     scalars |= policy_gradient.over_updates([jax.device_get(metrics)])
-    return state, scalars | watch.held_out(state.params, index), []
+    found = watch.held_out(lora.join(base, state.params), index)
+    return state, scalars | found, []
 
   return advance, state

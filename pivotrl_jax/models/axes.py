@@ -1,0 +1,33 @@
+"""Axes of a mesh of devices, and how activations lie over them.
+
+Whoever runs a step on a mesh sets it (`jax.set_mesh`); without one nothing
+here has an effect. What parameters lie over is said in `train/parallel.py`.
+Left to itself XLA follows the parameters: all lines on every device, their
+features divided and put together again at each product.
+"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+DATA, FSDP, EXPERT, TENSOR = "data", "fsdp", "expert", "tensor"
+LINES = (DATA, FSDP, EXPERT)  # Lines of a batch lie over these.
+
+
+def laid(x: jax.Array, *over: tuple[str, ...]) -> jax.Array:
+  """`x` with its first dimensions over the axes given, whole otherwise.
+
+  Args:
+    x: any array.
+    *over: of each dimension the axes, of which those count that the mesh in
+      force has.
+  """
+  if not jax.sharding.get_abstract_mesh().axis_names:
+    return x
+  spec = PartitionSpec(*map(given, over))
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def given(axes: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of `axes` that the mesh in force has."""
+  names = jax.sharding.get_abstract_mesh().axis_names
+  return tuple(axis for axis in axes if axis in names)
