@@ -11,7 +11,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-import logging
 import multiprocessing
 import os
 import pathlib
@@ -185,8 +184,7 @@ def _batches(pool, make, first, shape):
 
 
 def _ready():
-  """A worker ends with its parent, also one that was killed."""
-  logging.getLogger("bm25s").setLevel(logging.WARNING)
+  """A worker ends with its parent, also with one that was killed."""
 
   def watch(parent):
     parent.join()

@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
 import time
@@ -37,6 +38,7 @@ from pivotrl_jax import main as main_lib
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
+from pivotrl_jax.data import records
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import checkpoints
@@ -44,7 +46,7 @@ from pivotrl_jax.train import metrics as metrics_lib
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
-LOSSES = "losses.jsonl"
+LOSSES, SETTINGS = "losses.jsonl", "settings.json"
 _WARMUP = 200  # Steps.
 _KEPT = 3  # Checkpoints.
 _ATTENTION = "fine"  # Most chats of a line are short.
@@ -83,6 +85,21 @@ def config_json(vocabulary: int, hidden: int, layers: int) -> dict[str, Any]:
   }
 
 
+def schedule(peak: float, *, decay_from: int, decay: int) -> optax.Schedule:
+  """Warm-up to a constant rate, which falls to 0 in the end.
+
+  Args:
+    peak: the constant rate.
+    decay_from: the steps before it falls.
+    decay: the steps in which it does; 0: it never does.
+  """
+  up = optax.linear_schedule(peak / _WARMUP, peak, _WARMUP - 1)
+  if not decay:
+    return up
+  down = optax.linear_schedule(1.0, 0.0, decay)
+  return lambda count: up(count) * down(count - decay_from)
+
+
 def optimizer(
   rate: float, *, decay_from: int, decay: int
 ) -> optax.GradientTransformation:
@@ -90,16 +107,9 @@ def optimizer(
 
   Args:
     rate: of Muon after its warm-up; Adam has a fifth.
-    decay_from: the step at which the rate begins to fall to 0.
-    decay: in how many steps; 0: it never does. The state is the same.
+    decay_from, decay: see `schedule`; the state is the same with any.
   """
-
-  def schedule(peak):
-    up = optax.linear_schedule(peak / _WARMUP, peak, _WARMUP - 1)
-    if not decay:
-      return up
-    down = optax.linear_schedule(1.0, 0.0, decay)
-    return lambda count: up(count) * down(count - decay_from)
+  rates = functools.partial(schedule, decay_from=decay_from, decay=decay)
 
   def labels(params):
     return jax.tree_util.tree_map_with_path(
@@ -110,8 +120,8 @@ def optimizer(
     optax.clip_by_global_norm(1.0),
     optax.multi_transform(
       {
-        "muon": optax.contrib.muon(schedule(rate)),
-        "adam": optax.adam(schedule(rate / 5), b2=0.98),
+        "muon": optax.contrib.muon(rates(rate)),
+        "adam": optax.adam(rates(rate / 5), b2=0.98),
       },
       labels,
     ),
@@ -218,7 +228,7 @@ def _run(options: argparse.Namespace, workdir: pathlib.Path) -> None:
   )
   weights = mini_stream.Weights(options.answer_weight, options.context_weight)
   common = {
-    "run": _name(options, tokenizer),
+    "run": name(options, tokenizer),
     "stream": lambda first: mini_stream.opened(
       tokenizer, options.seed, first, shape=shape, weights=weights
     ),
@@ -237,25 +247,35 @@ def _run(options: argparse.Namespace, workdir: pathlib.Path) -> None:
   branch.mkdir(exist_ok=True)
   common["run"] = workdir_lib.digest([common["run"], decay])
   state = train(branch, state, steps + decay, tx, **common)
+  row = vars(options) | {"parameters": _size(state.params)}
+  records.write_text(branch / SETTINGS, [json.dumps(row, indent=2) + "\n"])
   params = jax.device_get(state.params)
   hf.save(branch / "export", params, hf_config, tokenizer, dtype="bfloat16")
   logging.info("%s", branch / "export")
 
 
-# What may differ when a training goes on.
-_FREE = ("workdir", "steps", "decay", "save_every", "log_every")
+def _size(params):
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _name(options, tokenizer):
+# What makes the policy, and, but for the first two, must stay as it is.
+CHOSEN = (
+    "steps", "decay", "learning_rate", "hidden", "layers", "tokens", "prompts",
+    "width", "answer_weight", "context_weight", "seed",
+)  # fmt: skip
+
+
+def name(options: argparse.Namespace, tokenizer: pathlib.Path) -> str:
   """Names all that must not change while a training goes on."""
-  values = {k: v for k, v in vars(options).items() if k not in _FREE}
+  values = {k: getattr(options, k) for k in CHOSEN[2:]}
   files = [p.read_text() for p in sorted(tokenizer.iterdir())]
   return workdir_lib.digest([values, files])
 
 
-def _parser():
-  parser = argparse.ArgumentParser(description=__doc__)
-  add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  found = argparse.ArgumentParser(description=__doc__)
+  add = found.add_argument
   add("--workdir", required=True, help="with the tokenizer in tokenizer/")
   add("--steps", type=int, default=20_000, help="at a constant rate")
   add("--decay", type=int, default=0, help="steps after them, to a rate of 0")
@@ -267,14 +287,14 @@ def _parser():
   add("--width", type=int, default=640, help="most tokens of a chat's rest")
   add("--answer_weight", type=float, default=2.0, help="mini_stream.Weights")
   add("--context_weight", type=float, default=0.5, help="the same")
-  add("--save_every", type=int, default=250, help="steps")
+  add("--save_every", type=int, default=100, help="steps")
   add("--log_every", type=int, default=25, help="steps")
   add("--seed", type=int, default=0, help="of everything")
-  return parser
+  return found
 
 
 def main(arguments: Sequence[str]) -> int:
-  options = _parser().parse_args(arguments)
+  options = parser().parse_args(arguments)
   logging.set_verbosity(logging.INFO)
   main_lib.keep_programs()
   workdir = pathlib.Path(options.workdir).expanduser()
