@@ -86,7 +86,7 @@ def _embedded(domain):
     chat_template="",  # Jinja file; "" = the tokenizer's own.
     template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
-    attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
+    attention="auto",  # auto | dense | xla | fine | pallas | cudnn.
     remat=False,  # Recompute layers in the backward pass.
   )
   config.engine = _section(
