@@ -45,13 +45,13 @@ and
     python launchers/train_mini_policy.py {command}
 
 {steps:,} steps at a constant rate and {decay:,} to 0, of {tokens:,} tokens
-with loss each; no chat was seen twice.
+with loss each. No task of a world comes twice; questions of suites may.
 
 ## Loss
 
 Nats a token, by weight (what agents say 1, answers to questions
 {answer_weight:g}, repeated context {context_weight:g}): the mean of the steps
-up to that one. All chats are new when they are trained on.
+up to that one, taken before each step's update.
 
 {losses}
 ## Worlds
