@@ -86,7 +86,8 @@ def _embedded(domain):
     chat_template="",  # Jinja file; "" = the tokenizer's own.
     template_kwargs="{}",  # JSON: further variables of the template.
     dtype="float32",  # Of activations: float32 | bfloat16.
-    attention="auto",  # What computes it: auto | dense | xla | pallas | cudnn.
+    # What computes it: auto | dense | xla | fine | pallas | cudnn.
+    attention="auto",
     # What the backward pass computes again: none (False) | full (True), whole
     # layers | dots, all but what their matrices give.
     remat=config_dict.FieldReference(False, field_type=object),

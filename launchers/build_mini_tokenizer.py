@@ -2,7 +2,7 @@
 
   python launchers/build_mini_tokenizer.py --output=DIR
 
-The text is the mini SWE world's episodes, questions outside it, and the
+The text is that of `evaluation/mixture.py`, of all worlds and suites, and the
 docstrings of the Python standard library, so that ordinary English and code
 are compressed too.
 """
@@ -30,16 +30,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from pivotrl_jax.chat import markers
 from pivotrl_jax.chat import render
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
-from pivotrl_jax.envs import worlds
-from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.evaluation import mixture
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 2048, "Entries.")
-_EPISODES = flags.DEFINE_integer("episodes", 600, "Episodes to read.")
+_CHATS = flags.DEFINE_integer("chats", 4_000, "Chats to read.")
 _LIBRARY = flags.DEFINE_integer(
-  "library", 600_000, "Characters of the standard library's docstrings."
+  "library", 200_000, "Characters of the standard library's docstrings."
 )
 
+_SEED = 1  # Of the chats; other than that of training.
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
@@ -112,7 +112,7 @@ def _new():
 
 
 def _texts():
-  """Rendered episodes and questions, without the markup."""
+  """Rendered chats without the markup, then docstrings."""
   plain = _new()
   plain.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
   nothing = markers.pattern(())
@@ -123,14 +123,12 @@ def _texts():
     special=nothing,
     markers=nothing,
   )
-  for i in range(_EPISODES.value):
-    trajectory = worlds.demonstrate("swe", i, "train", 1, poor=0.4)
-    text = render.text(wrapped, trajectory.messages, trajectory.tools)
+  for index in range(_CHATS.value):
+    chat = mixture.chat(index, _SEED)
+    text = render.text(wrapped, chat.messages, chat.tools)
     for mark in (*SPECIAL, *MARKUP):
       text = text.replace(mark, "\n")
     yield text
-  for question in benchmarks.questions("train", 1, _EPISODES.value):
-    yield question.messages[0].content
   yield from _docstrings(_LIBRARY.value)
 
 

@@ -1,73 +1,75 @@
-"""Trains the mini policy that ships with the package.
+"""Trains the mini policy that ships with the package, in any number of sittings.
 
-  python launchers/train_mini_policy.py --output=pivotrl_jax/models/mini
+  python launchers/build_mini_tokenizer.py --output=DIR/tokenizer
+  python launchers/train_mini_policy.py --workdir=DIR --steps=20000 --decay=4000
 
-A Qwen3 of about a million parameters learns to continue episodes of the mini
-SWE world played by an agent that is right most of the time and wrong often
-(`--poor`), and to answer small questions outside it. Nothing is crippled: it
-imitates a mediocre agent well, hence fails about as often. The tokenizer must
-be there already (launchers/build_mini_tokenizer.py). About 36 minutes on
-two cores.
+A small Qwen3 learns to continue episodes of all worlds, played by an agent
+that is right most of the time and wrong often, and to answer the questions of
+all suites (`evaluation/mixture.py`). Nothing is crippled: it imitates a
+mediocre agent well, hence fails about as often.
+
+`--steps` are taken at a constant rate; `--decay` more, in which the rate falls
+to 0, make the policy: DIR/decay-STEPS/export. The same command goes on,
+whatever was killed, to the bytes of a training at once. More `--steps` go on
+from the last checkpoint before a decay, which is a branch off.
 """
 
-import concurrent.futures
+import argparse
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
-import multiprocessing
+import json
 import pathlib
 import sys
 import time
+from typing import Any
 
-from absl import app
-from absl import flags
 from absl import logging
 import flax.linen as nn
 import jax
-import numpy as np
 import optax
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from pivotrl_jax import types
-from pivotrl_jax.chat import render
+from launchers import mini_stream
+from pivotrl_jax import errors
+from pivotrl_jax import main as main_lib
+from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import batches
-from pivotrl_jax.envs import worlds
-from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.data import records
 from pivotrl_jax.models import hf
 from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import checkpoints
+from pivotrl_jax.train import metrics as metrics_lib
 from pivotrl_jax.train import state as state_lib
 from pivotrl_jax.train import step as step_lib
 
-_OUTPUT = flags.DEFINE_string("output", None, "Directory with the tokenizer.")
-_EPISODES = flags.DEFINE_integer("episodes", 12_000, "Episodes to play.")
-_QUESTIONS = flags.DEFINE_integer("questions", 2_000, "Questions to answer.")
-_POOR = flags.DEFINE_float("poor", 0.25, "Share of poor turns.")
-_STEPS = flags.DEFINE_integer("steps", 6_000, "Optimizer steps.")
-_BATCH = flags.DEFINE_integer(
-  "batch", 5, "Sequences a step: steps count for more."
-)
-_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Peak learning rate.")
-_LENGTH = flags.DEFINE_integer("length", 420, "Most tokens of a sequence.")
-_CONTEXT = flags.DEFINE_float(
-  "context_weight", 0.5, "Loss weight of tokens that no agent wrote."
-)
-_HIDDEN = flags.DEFINE_integer("hidden", 128, "Model width.")
-_LAYERS = flags.DEFINE_integer("layers", 4, "Layers.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that play.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
+LOSSES, SETTINGS = "losses.jsonl", "settings.json"
+_WARMUP = 200  # Steps.
+_KEPT = 3  # Checkpoints.
+_ATTENTION = "fine"  # Most chats of a line are short.
 
 
-def shape(vocabulary: int) -> dict[str, object]:
+@dataclasses.dataclass(frozen=True)
+class Every:
+  """Steps between checkpoints, and between rows of losses."""
+
+  save: int
+  log: int
+
+
+def config_json(vocabulary: int, hidden: int, layers: int) -> dict[str, Any]:
   """The mini policy's config.json."""
-  heads = _HIDDEN.value // 32
+  heads = hidden // 32
   return {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "vocab_size": vocabulary,
-    "hidden_size": _HIDDEN.value,
-    "intermediate_size": 3 * _HIDDEN.value,
-    "num_hidden_layers": _LAYERS.value,
+    "hidden_size": hidden,
+    "intermediate_size": 3 * hidden,
+    "num_hidden_layers": layers,
     "num_attention_heads": heads,
     "num_key_value_heads": heads,
     "head_dim": 32,
@@ -83,78 +85,31 @@ def shape(vocabulary: int) -> dict[str, object]:
   }
 
 
-def encode(tokenizer, messages, tools):
-  """Ids of a whole chat, and the loss weight of each.
+def schedule(peak: float, *, decay_from: int, decay: int) -> optax.Schedule:
+  """Warm-up to a constant rate, which falls to 0 in the end.
 
-  What the agent says weighs 1. Of the rest, what stood there before weighs
-  `--context_weight`, as practice in copying; what is new cannot be foretold.
+  Args:
+    peak: the constant rate.
+    decay_from: the steps before it falls.
+    decay: the steps in which it does; 0: it never does.
   """
-  ids, spoken = np.zeros(0, np.int32), np.zeros(0, bool)
-  for i, message in enumerate(messages):
-    if message.role != "assistant":
-      continue
-    prompt = render.prompt_ids(tokenizer, messages[:i], tools)
-    action = render.action_ids(tokenizer, messages[:i], message, tools)
-    new = len(prompt) - len(ids)
-    spoken = np.concatenate(
-      [spoken, np.zeros(new, bool), np.ones(len(action), bool)]
-    )
-    ids = np.concatenate([prompt, action])
-  _, first = np.unique(ids, return_index=True)
-  repeated = np.ones(len(ids), bool)
-  repeated[first] = False
-  weights = np.where(spoken, 1.0, _CONTEXT.value * repeated)
-  return ids, weights.astype(np.float32)
+  up = optax.linear_schedule(peak / _WARMUP, peak, _WARMUP - 1)
+  if not decay:
+    return up
+  down = optax.linear_schedule(1.0, 0.0, decay)
+  return lambda count: up(count) * down(count - decay_from)
 
 
-def play(path, poor, index):
-  """One episode, encoded."""
-  trajectory = worlds.demonstrate("swe", index, "train", 2, poor=poor)
-  return encode(_tokenizer(path), trajectory.messages, trajectory.tools)
+def optimizer(
+  rate: float, *, decay_from: int, decay: int
+) -> optax.GradientTransformation:
+  """Muon on the matrices, Adam on embeddings and scales.
 
-
-def _output():
-  return pathlib.Path(_OUTPUT.value).expanduser()
-
-
-@functools.cache
-def _tokenizer(path):
-  return tokenizer_lib.load(path)
-
-
-def sequences():
-  """All training sequences that fit: of episodes, and of questions."""
-  path = _output()
-  job = functools.partial(play, path, _POOR.value)
-  # Forked before the backend starts: workers inherit the parsed flags.
-  with concurrent.futures.ProcessPoolExecutor(
-    _WORKERS.value, mp_context=multiprocessing.get_context("fork")
-  ) as pool:
-    played = list(pool.map(job, range(_EPISODES.value), chunksize=64))
-  kept = [s for s in played if len(s[0]) <= _LENGTH.value]
-  asked = [
-    encode(
-      _tokenizer(path),
-      (*q.messages, types.Message("assistant", q.answer)),
-      (),
-    )
-    for q in benchmarks.questions("train", 2, _QUESTIONS.value)
-  ]
-  logging.info(
-      "%d episodes, %d too long, %d tokens; %d questions",
-      len(kept), len(played) - len(kept), sum(len(i) for i, _ in kept),
-      len(asked),
-  )  # fmt: skip
-  return kept, asked
-
-
-def optimizer():
-  """Muon on the matrices, Adam on embeddings and scales."""
-
-  def schedule(rate):
-    return optax.warmup_cosine_decay_schedule(
-      0.0, rate, _STEPS.value // 50, _STEPS.value, 0.02 * rate
-    )
+  Args:
+    rate: of Muon after its warm-up; Adam has a fifth.
+    decay_from, decay: see `schedule`; the state is the same with any.
+  """
+  rates = functools.partial(schedule, decay_from=decay_from, decay=decay)
 
   def labels(params):
     return jax.tree_util.tree_map_with_path(
@@ -165,50 +120,88 @@ def optimizer():
     optax.clip_by_global_norm(1.0),
     optax.multi_transform(
       {
-        "muon": optax.contrib.muon(schedule(_RATE.value)),
-        "adam": optax.adam(schedule(_RATE.value / 5), b2=0.98),
+        "muon": optax.contrib.muon(rates(rate)),
+        "adam": optax.adam(rates(rate / 5), b2=0.98),
       },
       labels,
     ),
   )
 
 
-def batch_of(chosen, shared, shape):
-  """Sequences as branches on the `shared` tokens that all begin with."""
-  zeros = [np.zeros(len(ids) - shared, np.float32) for ids, _ in chosen]
-  rows = batches.Rows(
-    prompts=[ids[:shared] for ids, _ in chosen],
-    actions=[ids[shared:] for ids, _ in chosen],
-    weights=[weights[shared:] for _, weights in chosen],
-    advantages=np.zeros(len(chosen), np.float32),
-    sampler_log_probs=zeros,
-  )
-  return batches.pack(rows, shape)[0]
-
-
-def shared_tokens(data):
-  """How many tokens all sequences begin with."""
-  ids = [ids for ids, _ in data]
-  shared = 1
-  while len({tuple(x[: shared + 1]) for x in ids}) == 1:
-    shared += 1
-  return shared
-
-
-def main(_):
-  episodes, questions = sequences()
-  config_json = shape(_tokenizer(_output()).size)
-  config = qwen3.config_from_hf(config_json)
-  tx = optimizer()
-  params = nn.unbox(qwen3.init_params(config, jax.random.key(_SEED.value)))
+def starting(config: qwen3.Config, seed: int) -> Any:
+  """Parameters before the first step."""
+  params = nn.unbox(qwen3.init_params(config, jax.random.key(seed)))
   # Tied: a token copied to the output scores sqrt(width) * |embedding|, which
   # at the usual 0.02 is too little to be noticed, hence learned, for long.
   params["embed_tokens"]["embedding"] *= 5.0
-  state = state_lib.create(params, tx)
+  return params
+
+
+def train(
+  workdir: pathlib.Path,
+  state: state_lib.TrainState,
+  last: int,
+  tx: optax.GradientTransformation,
+  *,
+  run: str,
+  stream: Callable[[int], Any],
+  config: qwen3.Config,
+  every: Every,
+) -> state_lib.TrainState:
+  """Steps up to `last`, or on from what a workdir has.
+
+  Args:
+    workdir: of checkpoints and losses.
+    state: to begin with.
+    last: how many steps there are in the end.
+    tx: the optimizer.
+    run: names all that must be as it was.
+    stream: first step -> a context manager of batches from there on.
+    config: the model's shape.
+    every: how often what is written.
+
+  Returns:
+    The state after `last` steps.
+  """
+  step = step_of(config, tx)
+  rows = metrics_lib.StepRows(workdir / LOSSES)
+  with checkpoints.Checkpoints(workdir, keep=_KEPT, policy=run) as kept:
+    found = kept.restore_latest(state)
+    begun, state = found or (int(state.step), state)
+    if begun > last:
+      raise errors.InputError(
+        f"{workdir}: {begun} steps were taken; expected --steps={begun} or more"
+      )
+    rows.start(begun)
+    if begun == last:
+      return state
+    started, losses = time.monotonic(), []
+    with stream(begun) as batches_of:
+      for index in range(begun + 1, last + 1):
+        state, metrics, _ = step(state, next(batches_of))
+        losses.append(metrics["loss"])
+        if index % every.log == 0 or index == last:
+          loss = sum(map(float, losses)) / len(losses)
+          rows.append([{"step": index, "loss": loss}])
+          logging.info(
+            "step %d loss %.4f (%.2f s a step)", index, loss,
+            (time.monotonic() - started) / (index - begun),
+          )  # fmt: skip
+          losses = []
+        if index % every.save == 0 or index == last:
+          rows.sync()
+          kept.save(index, state)
+  return state
+
+
+def step_of(config: qwen3.Config, tx: optax.GradientTransformation):
+  """`train_step` with the SFT loss, jitted; the state given is used up."""
   log_probs = functools.partial(
-    step_lib.policy_log_probs, qwen3.Qwen3(config), chunk=512
+    step_lib.policy_log_probs,
+    qwen3.Qwen3(config, attention=_ATTENTION),
+    chunk=512,
   )
-  step = jax.jit(
+  return jax.jit(
     functools.partial(
       step_lib.train_step,
       loss_fn=functools.partial(step_lib.sft_loss, log_probs_fn=log_probs),
@@ -216,36 +209,103 @@ def main(_):
     ),
     donate_argnums=0,
   )
-  kinds = [
-    (data, size, shared_tokens(data))
-    for data, size in ((episodes, _BATCH.value), (questions, 4 * _BATCH.value))
-  ]
-  sizes = batches.Shape(
+
+
+def _run(options: argparse.Namespace, workdir: pathlib.Path) -> None:
+  """The steps at a constant rate, the decay, and the export."""
+  tokenizer = workdir / "tokenizer"
+  vocabulary = tokenizer_lib.load(tokenizer).size
+  hf_config = config_json(vocabulary, options.hidden, options.layers)
+  config = qwen3.config_from_hf(hf_config)
+  shape = batches.Shape(
     micro_batches=1,
     least=1,
     lines=1,
-    trie=max(shared for *_, shared in kinds),
-    branch=_BATCH.value * _LENGTH.value,
-    branches=4 * _BATCH.value,
-    width=_LENGTH.value,
+    trie=options.prompts,
+    branch=options.tokens,
+    branches=max(1, options.tokens // 32),
+    width=options.width,
   )
-  rng = np.random.default_rng(_SEED.value)
-  started = time.monotonic()
-  for index in range(_STEPS.value):
-    data, size, shared = kinds[index % 8 == 7]
-    chosen = [data[i] for i in rng.choice(len(data), size, replace=False)]
-    state, metrics, _ = step(state, batch_of(chosen, shared, sizes))
-    last = index + 1 == _STEPS.value
-    if index % 100 == 0 or last:
-      logging.info(
-          "step %d loss %.4f (%.0f s)",
-          index, metrics["loss"], time.monotonic() - started,
-      )  # fmt: skip
-    if (index + 1) % 500 == 0 or last:
-      output = _output()
-      hf.save(output, jax.device_get(state.params), config_json, output)
+  weights = mini_stream.Weights(options.answer_weight, options.context_weight)
+  common = {
+    "run": name(options, tokenizer),
+    "stream": lambda first: mini_stream.opened(
+      tokenizer, options.seed, first, shape=shape, weights=weights
+    ),
+    "config": config,
+    "every": Every(options.save_every, options.log_every),
+  }
+  steps, decay = options.steps, options.decay
+  tx = optimizer(options.learning_rate, decay_from=steps, decay=0)
+  state = state_lib.create(starting(config, options.seed), tx)
+  branch = workdir / f"decay-{steps}"
+  if not checkpoints.steps_of(branch / checkpoints.FOLDER):
+    state = train(workdir, state, steps, tx, **common)
+  if not decay:
+    return
+  tx = optimizer(options.learning_rate, decay_from=steps, decay=decay)
+  branch.mkdir(exist_ok=True)
+  common["run"] = workdir_lib.digest([common["run"], decay])
+  state = train(branch, state, steps + decay, tx, **common)
+  row = vars(options) | {"parameters": _size(state.params)}
+  records.write_text(branch / SETTINGS, [json.dumps(row, indent=2) + "\n"])
+  params = jax.device_get(state.params)
+  hf.save(branch / "export", params, hf_config, tokenizer, dtype="bfloat16")
+  logging.info("%s", branch / "export")
+
+
+def _size(params):
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# What makes the policy, and, but for the first two, must stay as it is.
+CHOSEN = (
+    "steps", "decay", "learning_rate", "hidden", "layers", "tokens", "prompts",
+    "width", "answer_weight", "context_weight", "seed",
+)  # fmt: skip
+
+
+def name(options: argparse.Namespace, tokenizer: pathlib.Path) -> str:
+  """Names all that must not change while a training goes on."""
+  values = {k: getattr(options, k) for k in CHOSEN[2:]}
+  files = [p.read_text() for p in sorted(tokenizer.iterdir())]
+  return workdir_lib.digest([values, files])
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  found = argparse.ArgumentParser(description=__doc__)
+  add = found.add_argument
+  add("--workdir", required=True, help="with the tokenizer in tokenizer/")
+  add("--steps", type=int, default=20_000, help="at a constant rate")
+  add("--decay", type=int, default=0, help="steps after them, to a rate of 0")
+  add("--learning_rate", type=float, default=1e-2, help="Muon's; Adam: a fifth")
+  add("--hidden", type=int, default=160, help="width of the model")
+  add("--layers", type=int, default=5)
+  add("--tokens", type=int, default=3072, help="with loss, of a step")
+  add("--prompts", type=int, default=384, help="tokens of system prompts")
+  add("--width", type=int, default=640, help="most tokens of a chat's rest")
+  add("--answer_weight", type=float, default=2.0, help="mini_stream.Weights")
+  add("--context_weight", type=float, default=0.5, help="the same")
+  add("--save_every", type=int, default=100, help="steps")
+  add("--log_every", type=int, default=25, help="steps")
+  add("--seed", type=int, default=0, help="of everything")
+  return found
+
+
+def main(arguments: Sequence[str]) -> int:
+  options = parser().parse_args(arguments)
+  logging.set_verbosity(logging.INFO)
+  main_lib.keep_programs()
+  workdir = pathlib.Path(options.workdir).expanduser()
+  try:
+    with workdir_lib.opened(workdir):
+      _run(options, workdir)
+  except errors.InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("output")
-  app.run(main)
+  sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,8 @@ What a branch token gets from the trie and from its own branch is joined by
 `merge`, exactly, from the two log-sum-exps.
 
 What computes it is the `body`, one of `BODIES`, all of one meaning:
-- `dense` and `xla`: `attention_xla`, on every backend;
+- `dense` and `xla`: `attention_xla`, on every backend; `fine` is `xla` in small
+  blocks, for long lines of many short branches: more of them are skipped;
 - `pallas`: the kernels of `attention_pallas`;
 - `cudnn`: a trie of one path over itself by cuDNN, all else by `pallas`;
 - `auto`: `xla` on CPU and TPU; on GPU `cudnn` in 16 bits, else `pallas`.
@@ -28,7 +29,8 @@ from pivotrl_jax.models import attention_pallas
 from pivotrl_jax.models import attention_xla
 from pivotrl_jax.models.attention_xla import MASKED
 
-BODIES = ("auto", "dense", "xla", "pallas", "cudnn")
+BODIES = ("auto", "dense", "xla", "fine", "pallas", "cudnn")
+_FINE = 128, 128  # Queries and keys of a block of `fine`.
 _NEAR, _FAR = 32, 512  # `attend_near`: tokens of a block, longest reach.
 
 
@@ -98,6 +100,8 @@ def attend(
       return attention_xla.dense(q, k, v, place, ends)
     case "xla":
       return attention_xla.blockwise(q, k, v, place, ends)
+    case "fine":
+      return attention_xla.blockwise(q, k, v, place, ends, _FINE)
     case _:
       return attention_pallas.attend(q, k, v, place, ends)
 

@@ -222,6 +222,11 @@ def test_power_falls_as_the_noise_grows():
   )  # fmt: skip
   first, second, third = (row["arithmetic"] for row in found)
   assert first == 1.0 > second > third
+  head, body = command.power_table(found, (0.0, 0.1, 5.0), 20)
+  assert head[1:] == ("noise 0 (95 %)", "noise 0.1 (95 %)", "noise 5 (95 %)")
+  # Wilson's interval of 20 of 20: 20 / (20 + 1.96^2) = 0.839 to 1.
+  assert body[0][:2] == ("arithmetic", "100.0 % (83.9 to 100.0)")
+  assert body[1][:2] == ("mean", "100.0 %")
 
 
 def test_a_run_asks_every_suite():

@@ -21,6 +21,14 @@ def naming(root: pathlib.Path) -> dict[int, list[bytes]]:
   return found
 
 
+def children(pid: int) -> list[int]:
+  """The processes that a process has started and that run."""
+  found = []
+  for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+    found += map(int, (task / "children").read_text().split())
+  return found
+
+
 def kill(pids: Iterable[int]) -> None:
   """kill -9."""
   for pid in pids:

@@ -127,7 +127,7 @@ class BodiesTest(parameterized.TestCase):
     # Values of size 1 and 8 bits: 2^-8, on the scores and on the weights.
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
 
-  @parameterized.parameters("dense", "xla", "pallas", "cudnn")
+  @parameterized.parameters("dense", "xla", "fine", "pallas", "cudnn")
   def test_a_path_over_itself_is_causal(self, body):
     q, k, v, _ = _inputs(20, 20)
     length = jnp.array([20, 13])
@@ -141,7 +141,9 @@ class BodiesTest(parameterized.TestCase):
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
     np.testing.assert_allclose(got[1, :13], want[1, :13], atol=1e-5)
 
-  @parameterized.product(body=["dense", "xla", "pallas"], reach=[40, 70])
+  @parameterized.product(
+    body=["dense", "xla", "fine", "pallas"], reach=[40, 70]
+  )
   def test_what_is_near(self, body, reach):
     # Branches of 41 tokens or less, one after the other, and some padding;
     # under a reach of 40 blocks are taken apart.

@@ -7,6 +7,7 @@ known by heart: a question must be looked up.
 
 import dataclasses
 import functools
+import logging
 import re
 from typing import Any
 
@@ -96,6 +97,7 @@ def make(split: str, number: int) -> Corpus:
   # It calls jax when it is imported, which worlds without it need not do.
   import bm25s
 
+  bm25s.logger.setLevel(logging.WARNING)  # Or else a line an encyclopedia.
   articles = _articles(base.generator("search", "corpus", split, number))
   index = bm25s.BM25(backend="numpy")
   index.index(

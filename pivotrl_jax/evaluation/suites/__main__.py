@@ -2,8 +2,8 @@
 
 `--show=N` prints N questions of each suite with their answers. `--power=DIR`
 puts every suite to a policy whose weights were disturbed by noise of growing
-size and prints a Markdown table: a suite that can show what training costs
-falls smoothly.
+size and prints a Markdown table with 95 % intervals: a suite that can show
+what training costs falls smoothly.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import base as envs_base
 from pivotrl_jax.evaluation import evaluate
+from pivotrl_jax.evaluation import intervals
 from pivotrl_jax.evaluation import suites
 from pivotrl_jax.report import tables
 
-_NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 def disturbed(params, size: float, seed: int):
@@ -149,11 +150,32 @@ def _print_power(names, parsed):
     max_tokens=config.rollout.max_tokens,
     temperature=config.evaluation.temperature,
   )
+  table = power_table(found, parsed.noise, parsed.count)
+  print(tables.markdown(table), end="")
+
+
+def power_table(
+  found: Sequence[dict[str, float]], noise: Sequence[float], count: int
+) -> tables.Table:
+  """What `power` found, with Wilson intervals; the last row is the mean.
+
+  Args:
+    found: accuracies by suite, one dict a size of noise.
+    noise: the sizes.
+    count: questions of each suite.
+  """
   body = [
-    (name, *(f"{100 * row[name]:.1f} %" for row in found)) for name in names
+    (name, *(_cell(row[name], count) for row in found)) for name in found[0]
   ]
-  head = ("suite", *(f"noise {size:g}" for size in parsed.noise))
-  print(tables.markdown((head, body)), end="")
+  means = [float(np.mean(list(row.values()))) for row in found]
+  body.append(("mean", *(f"{100 * mean:.1f} %" for mean in means)))
+  head = ("suite", *(f"noise {size:g} (95 %)" for size in noise))
+  return head, body
+
+
+def _cell(rate, count):
+  low, high = intervals.wilson(round(rate * count), count)
+  return f"{100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _parser():
@@ -167,7 +189,7 @@ def _parser():
   parser.add_argument(
     "--noise",
     type=lambda text: tuple(map(float, text.split(","))),
-    default=_NOISE,
+    default=NOISE,
     help="sizes, over the spread of each array",
   )
   return parser
