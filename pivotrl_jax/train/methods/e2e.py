@@ -68,10 +68,11 @@ def build(
   policy: policy_lib.Policy,
   tx: Any,
   state: Any,
+  base: lora.Base | None = None,
 ):
   """See `methods.Method`."""
   del workdir
-  method = _EndToEnd(config, policy, tx)
+  method = _EndToEnd(config, policy, tx, base)
   return method.advance, method.lay_out(state)
 
 
