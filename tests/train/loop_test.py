@@ -338,7 +338,7 @@ class _Kept:
   def __init__(self):
     self.steps, self.rows = [], []
 
-  def save(self, step, state, *, turns):
+  def save(self, step, state, *, turns, score):
     assert state == step and turns == 10 + 3 * step
     self.steps.append(step)
 
