@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pivotrl_jax.models import backend
+
 BODIES = ("auto", "blocks", "ragged")
 _LEAST, _MOST = 8, 256  # Rows of a block.
 
@@ -35,7 +37,7 @@ def product(
   chex.assert_equal(rows.shape[1], matrices.shape[1])
   chex.assert_equal(matrices.shape[0], sizes.shape[0])
   if body == "auto":
-    body = "blocks" if jax.default_backend() == "cpu" else "ragged"
+    body = "blocks" if backend.name() == "cpu" else "ragged"
   if body == "blocks":
     return _by_blocks(rows, matrices, sizes)
   used = jnp.arange(len(rows)) < sizes.sum()
