@@ -1,8 +1,9 @@
 """Products of rows with one matrix a group of rows.
 
-What experts compute: `[M, D]` rows, sorted by group, times `[E, D, F]`. On CPU
-by a loop over blocks of rows, as many as there are: XLA's own `ragged_dot`
-multiplies every row with every matrix there. Elsewhere by `ragged_dot`.
+What experts compute: `[M, D]` rows, sorted by group, times `[E, D, F]`. On TPU
+by `ragged_dot`, elsewhere by a loop over blocks of rows, as many as there are:
+there XLA's `ragged_dot` multiplies every row with every matrix, on GPU by
+forming `[M, E * D]`.
 """
 
 import functools
@@ -37,7 +38,7 @@ def product(
   chex.assert_equal(rows.shape[1], matrices.shape[1])
   chex.assert_equal(matrices.shape[0], sizes.shape[0])
   if body == "auto":
-    body = "blocks" if backend.name() == "cpu" else "ragged"
+    body = "ragged" if backend.name() == "tpu" else "blocks"
   if body == "blocks":
     return _by_blocks(rows, matrices, sizes)
   used = jnp.arange(len(rows)) < sizes.sum()
