@@ -165,6 +165,16 @@ STAGES = {
     ),
     outputs=("rescored",),
   ),
+  "dry_run": Stage(  # Never done: what compilers are there is no key of it.
+    "pivotrl_jax.dry_run.predict:run",
+    config=(
+      "dry_run", "model.path", "model.dtype", "model.remat",
+      "model.attention", "rollout", "train", "optimizer",
+    ),
+    inputs=(),
+    outputs=("dry_run",),
+    changed="replace",
+  ),
   "serve": Stage(  # It makes nothing, hence is never done.
     "pivotrl_jax.engines.server:run",
     config=("model",),
@@ -174,7 +184,7 @@ STAGES = {
   ),
 }  # fmt: skip
 # Stages that run only when they are asked for.
-BY_NAME = ("export", "rescore", "serve")
+BY_NAME = ("export", "rescore", "dry_run", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 
 # Sections and keys that decide where, how fast and how often, and what is
@@ -333,6 +343,8 @@ def needs(config: Any, name: str) -> tuple[str, ...]:
 
 def reads_model(config: Any, name: str) -> bool:
   """Whether a stage needs the policy or its tokenizer."""
+  if name == "dry_run":  # A shape is enough.
+    return False
   return any(k.partition(".")[0] == "model" for k in stage(config, name).config)
 
 
