@@ -166,7 +166,7 @@ def traffic(
 
 def rollouts(
   c: qwen3.Config, *, turns: float, contexts: float, prompt: float,
-  action: float, branches: float,
+  seen: float, action: float, branches: float,
 ) -> dict[str, float]:  # fmt: skip
   """What sampling takes, in tokens, FLOPs and bytes of keys and values read.
 
@@ -174,21 +174,23 @@ def rollouts(
     c: the policy.
     turns: actions sampled.
     contexts: prompts that are prefilled for them, each for itself.
-    prompt: mean tokens of a prompt.
+    prompt: tokens of one.
+    seen: mean tokens before an action.
     action: tokens of an action.
     branches: actions that read one copy of their prompt's keys together.
   """
   prefilled, sampled = contexts * prompt, turns * action
   active = 2 * parameters(c, active=True)
   wide = 4.0 * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-  scores = wide * (prefilled * prompt / 2 + sampled * (prompt + action / 2))
+  prefill = active * prefilled + wide * prefilled * prompt / 2
+  decode = active * sampled + wide * sampled * (seen + action / 2)
   key = 2 * 2 * c.num_key_value_heads * c.head_dim * c.num_hidden_layers
-  read = key * sampled * (prompt / branches + action / 2)
+  read = key * sampled * (seen / branches + action / 2)
   return {
     "turns": turns,
     "prefilled": prefilled,
     "sampled": sampled,
-    "flops": active * (prefilled + sampled) + scores,
-    "prefill_flops": active * prefilled + wide * prefilled * prompt / 2,
+    "flops": prefill + decode,
+    "prefill_flops": prefill,
     "read": read,
   }

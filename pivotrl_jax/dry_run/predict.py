@@ -288,7 +288,8 @@ def rollouts(
   for method, shared, count, contexts, prompt, branches in cases:
     cost = counts.rollouts(
       shape, turns=count, contexts=contexts, prompt=prompt,
-      action=sizes.action, branches=branches,
+      seen=sizes.prompt / (2 if method == "e2e" else 1), action=sizes.action,
+      branches=branches,
     )  # fmt: skip
     prefill = cost["prefill_flops"] / mesh.count / mesh.card.flops
     # Weights are read once a token by each device's rows, from its memory.
