@@ -262,7 +262,10 @@ def _seconds(shape, sizes, mesh, answer, whole, flops, remat):
   least = max(parts.values())
   return parts | {
     "seconds_at_least": least,
-    "utilisation_at_most": flops["model"] / mesh.count / mesh.card.flops / least,
+    "utilisation_at_most": flops["model"]
+    / mesh.count
+    / mesh.card.flops
+    / least,
   }
 
 

@@ -118,7 +118,9 @@ def abstract(
   return state, jax.eval_shape(lambda: batch)
 
 
-def lowered(config: Any, shape: qwen3.Config, mesh: Any, state: Any, batch: Any):
+def lowered(
+  config: Any, shape: qwen3.Config, mesh: Any, state: Any, batch: Any
+):
   """The step on a mesh, traced for the backend of `backend.target`."""
   log_probs = sft.log_probs_fn(
     config, shape, temperature=config.rollout.temperature

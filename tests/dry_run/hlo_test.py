@@ -60,7 +60,9 @@ def test_loops_count_as_often_as_they_run():
 
 def test_a_program_of_xlas_own():
   """Rows over 8 devices times a matrix that is divided among them, 5 times."""
-  mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+    (8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   by_first = NamedSharding(mesh, PartitionSpec("fsdp"))
   whole = NamedSharding(mesh, PartitionSpec())
 

@@ -58,9 +58,7 @@ def test_products_of_a_compiled_step_are_those_counted_by_hand():
   assert held["parameters"] == 4 * count
   assert held["optimizer"] == pytest.approx(8 * count, rel=1e-3)
   fed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-  assert found["arguments"] == pytest.approx(
-    sum(held.values()) + fed, rel=0.01
-  )
+  assert found["arguments"] == pytest.approx(sum(held.values()) + fed, rel=0.01)
 
 
 def test_temporaries_of_the_mini_policys_step():
