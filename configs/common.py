@@ -255,6 +255,14 @@ def _embedded(domain):
     max_body=64 << 20,  # Bytes of a request.
     max_n=128,  # Most completions of a prompt.
   )
+  config.dry_run = _section(  # What a step would take; compiles, runs nothing.
+    meshes="64xh100,v5p-64",  # COUNTxCARD or TPU slices; see dry_run/cards.py.
+    model="qwen3-30b-a3b",  # A shape, where model.path gives no config.json:
+    # qwen3-30b-a3b | qwen3-1.7b | qwen3-0.6b.
+    prompts="32768,131072",  # Tokens of a prompt, one after the other.
+    layers="2,3,4",  # Compiled; a line through them gives all of the model's.
+    compiler="auto",  # auto (a Hopper's, where its plugin is there) | cpu.
+  )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config
 

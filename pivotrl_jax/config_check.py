@@ -19,6 +19,7 @@ from pivotrl_jax import hosts
 from pivotrl_jax import types
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
 from pivotrl_jax.data import importers
+from pivotrl_jax.dry_run import predict
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import worlds
 from pivotrl_jax.models import attention
@@ -287,6 +288,11 @@ RULES = {
   "evaluation.max_turns": _whole(1),
   "evaluation.questions": _whole(0),
   "evaluation.suites": _whole(0),
+  "dry_run.meshes": _LABEL,  # Looked at by the stage, as the next but one.
+  "dry_run.model": _one_of(*predict.MODELS),
+  "dry_run.prompts": _LABEL,
+  "dry_run.layers": _LABEL,
+  "dry_run.compiler": _one_of("auto", "cpu"),
   "report.pivots": _whole(0),
   "serve.host": _LABEL,
   "serve.port": _PORT,
@@ -322,7 +328,7 @@ def expand(config: Any) -> None:
       config[name] = os.path.expanduser(value)
 
 
-def check(config: Any, default: Any = None) -> None:
+def check(config: Any, default: Any = None, *, here: bool = True) -> None:
   """InputError that names the first value that cannot be.
 
   What can be, but not as meant, is said in a line of its own each.
@@ -330,10 +336,12 @@ def check(config: Any, default: Any = None) -> None:
   Args:
     config: as it will run.
     default: as it was before flags changed it; None where nobody knows.
+    here: whether data are read, and these devices used; a dry run does not.
   """
-  check_values(config)
-  _check_attention(config.model)
-  parallel.of_config(config.train)
+  check_values(config, here=here)
+  if here:
+    _check_attention(config.model)
+    parallel.of_config(config.train)
   if hosts.count() > 1 and config.train.parallel == "jit":
     raise errors.InputError(
       "--config.train.parallel: 'jit' is one device, of"
@@ -345,7 +353,7 @@ def check(config: Any, default: Any = None) -> None:
     _name_the_idle(config, default)
 
 
-def check_values(config: Any) -> None:
+def check_values(config: Any, *, here: bool = True) -> None:
   """`check` without a look at the device, which may be another machine's."""
   values = config.to_dict()
   for name, rule in RULES.items():
@@ -359,8 +367,9 @@ def check_values(config: Any) -> None:
       raise errors.InputError(
         f"--config.{place}: {_get(config, place)!r}; expected {expected}"
       )
-  _check_verifier(config.verifier)
-  _check_paths(config)
+  if here:
+    _check_verifier(config.verifier)
+  _check_paths(config, here)
   policy_lib.template_kwargs(config)
 
 
@@ -642,8 +651,8 @@ def _check_verifier(config):
     )
 
 
-def _check_paths(config):
-  if config.data.format != "world" and not config.data.path:
+def _check_paths(config, here):
+  if here and config.data.format != "world" and not config.data.path:
     raise errors.InputError(
       "--config.data.path: not given; expected a file or folder of"
       " trajectories, or --config.data.format=world"

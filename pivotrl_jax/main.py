@@ -31,6 +31,7 @@ from pivotrl_jax import hosts
 from pivotrl_jax import progress
 from pivotrl_jax import stages
 from pivotrl_jax import workdir as workdir_lib
+from pivotrl_jax.dry_run import predict
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.train import parallel
 
@@ -166,7 +167,8 @@ def main(_) -> None:
   if _RECORD.value is not None:
     _CONFIG.value.serve.record = _RECORD.value
   config_check.expand(_CONFIG.value)
-  config_check.check(_CONFIG.value, default)
+  dry = _STAGES.value == ["dry_run"]
+  config_check.check(_CONFIG.value, default, here=not dry)
   names = _STAGES.value or stages.default(_CONFIG.value)
   if _CONFIG.value.profile.part:
     whole = [n for n in names if "profile" in stages.needs(_CONFIG.value, n)]
@@ -182,6 +184,8 @@ def main(_) -> None:
     names = [*names[:place], "baseline", *names[place:]]
   if any(stages.reads_model(_CONFIG.value, name) for name in names):
     parallel.check(_CONFIG.value.train, policy_lib.check(_CONFIG.value))
+  if "dry_run" in names:
+    predict.check(_CONFIG.value)
   keep_programs()
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   run(_CONFIG.value, workdir, names, _REDO.value)

@@ -172,6 +172,13 @@ STAGES = {
     ),
     outputs=("rescored",),
   ),
+  "dry_run": Stage(  # Never done: its compilers are no part of a key.
+    "pivotrl_jax.dry_run.predict:run",
+    config=("dry_run",),
+    inputs=(),
+    outputs=("dry_run",),
+    changed="replace",
+  ),
   "serve": Stage(  # It makes nothing, hence is never done.
     "pivotrl_jax.engines.server:run",
     config=("model",),
@@ -181,7 +188,7 @@ STAGES = {
   ),
 }  # fmt: skip
 # Stages that run only when they are asked for.
-BY_NAME = ("export", "rescore", "serve")
+BY_NAME = ("export", "rescore", "dry_run", "serve")
 DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 
 # Sections and keys that decide where, how fast and how often, and what is

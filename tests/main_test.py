@@ -83,6 +83,8 @@ def _one_line(done, *parts):
         (["--config.engine.name=sglang", "--config.engine.stale=correct"],
          ["engine.stale", "importance_cap"]),
         (["--config.engine.release=True"], ["release", "sglang"]),
+        (["--stages=dry_run", "--config.dry_run.meshes=64xh1"],
+         ["dry_run.meshes", "64xh1", "64xh100 or v5p-64"]),
         (["--stages=serve", "--config.serve.host=nowhere.invalid"],
          ["serve.host", "nowhere.invalid", "expected a free address"]),
         (["--config.optimizer=sgd"], ["optimizer", "'sgd'", "natural"]),

@@ -232,23 +232,10 @@ def pack(
   count = shape.micro_batches
   while count * shape.lines < len(lines):
     count *= 2
-  lead, n, a = (count, shape.lines), shape.branches, shape.width
-  batch = TrainBatch(
-    tries=np.zeros((*lead, shape.trie), np.int32),
-    ends=np.zeros((*lead, shape.trie), np.int32),
-    depths=np.zeros((*lead, shape.trie), np.int32),
-    past=np.full((*lead, n), -1, np.int32),
-    first=np.zeros((*lead, n), np.int32),
-    actions=np.zeros((*lead, n, a), np.int32),
-    places=np.full((*lead, shape.branch), n * a, np.int32),
-    mask=np.zeros((*lead, n, a), np.float32),
-    advantages=np.zeros((*lead, n), np.float32),
-    sampler_log_probs=np.zeros((*lead, n, a), np.float32),
-    left_out=np.zeros(lead, np.float32),
-    parts=shape.parts,
-  )
+  n, a = shape.branches, shape.width
+  batch = empty(dataclasses.replace(shape, micro_batches=count))
   if rows.routes is not None:
-    size = (*lead, n, a, *rows.routes[0].shape[1:])
+    size = (*batch.actions.shape, *rows.routes[0].shape[1:])
     batch = batch.replace(routes=np.full(size, -1, rows.routes[0].dtype))
   where = np.zeros(len(rows.prompts), np.int64)
   for i, line in enumerate(lines):
@@ -275,6 +262,25 @@ def pack(
         where[row] = i * n + branch
       start = place.stop
   return batch, where
+
+
+def empty(shape: Shape) -> TrainBatch:
+  """A batch of padding alone, numpy arrays."""
+  lead, n, a = (shape.micro_batches, shape.lines), shape.branches, shape.width
+  return TrainBatch(
+    tries=np.zeros((*lead, shape.trie), np.int32),
+    ends=np.zeros((*lead, shape.trie), np.int32),
+    depths=np.zeros((*lead, shape.trie), np.int32),
+    past=np.full((*lead, n), -1, np.int32),
+    first=np.zeros((*lead, n), np.int32),
+    actions=np.zeros((*lead, n, a), np.int32),
+    places=np.full((*lead, shape.branch), n * a, np.int32),
+    mask=np.zeros((*lead, n, a), np.float32),
+    advantages=np.zeros((*lead, n), np.float32),
+    sampler_log_probs=np.zeros((*lead, n, a), np.float32),
+    left_out=np.zeros(lead, np.float32),
+    parts=shape.parts,
+  )
 
 
 class _Room:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from pivotrl_jax.models import attention_pallas
 from pivotrl_jax.models import attention_xla
+from pivotrl_jax.models import backend
 from pivotrl_jax.models.attention_xla import MASKED
 
 BODIES = ("auto", "dense", "xla", "fine", "pallas", "cudnn")
@@ -244,6 +245,6 @@ def _by_kernels(body, dtype):
 def _chosen(body, dtype):
   if body != "auto":
     return body
-  if jax.default_backend() != "gpu":
+  if backend.name() != "gpu":
     return "xla"
   return "cudnn" if jnp.dtype(dtype).itemsize == 2 else "pallas"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pivotrl_jax.models import attention_xla as xla
+from pivotrl_jax.models import backend
 from pivotrl_jax.models.attention_xla import LEAST
 from pivotrl_jax.models.attention_xla import MASKED
 
@@ -329,7 +330,7 @@ def _call(kernel, *, grid, inputs, outputs):
     out_specs=[spec(shape, block) for shape, _, block in outputs],
     out_shape=[jax.ShapeDtypeStruct(s, dtype) for s, dtype, _ in outputs],
     compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-    interpret=jax.default_backend() == "cpu",
+    interpret=backend.name() == "cpu",
   )(*(x for x, _ in inputs))
 
 

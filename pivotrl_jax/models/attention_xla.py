@@ -13,6 +13,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pivotrl_jax.models import backend
+
 _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
 _CPU_KEYS = 512  # Keys of a block in decoding.
 # Of keys that are not seen, and the least maximum of a row: finite, so that
@@ -97,7 +99,7 @@ def decode(q, k, v, place, ends):
   """
   rows, size = q.shape[1], v.shape[2]
   walk = functools.partial(_walk, keys="bkcs")
-  if jax.default_backend() != "cpu" or rows < 16 or size % _CPU_KEYS:
+  if backend.name() != "cpu" or rows < 16 or size % _CPU_KEYS:
     return walk(q, k, v, place, ends, size)
   # The scores of a block stay in the caches, and a half stops where its last
   # branch does.
@@ -319,7 +321,7 @@ def group_places(q, k, place):
 
 def _fitting_blocks(q):
   """Queries and keys of a block whose scores stay in the caches."""
-  if jax.default_backend() != "cpu":
+  if backend.name() != "cpu":
     return 512, 512
   most = math.isqrt(_CPU_SCORES // (q.shape[0] * q.shape[2]))
   return (min(512, max(128, most // 64 * 64)),) * 2

@@ -1,8 +1,9 @@
 """Products of rows with one matrix a group of rows.
 
-What experts compute: `[M, D]` rows, sorted by group, times `[E, D, F]`. On CPU
-by a loop over blocks of rows, as many as there are: XLA's own `ragged_dot`
-multiplies every row with every matrix there. Elsewhere by `ragged_dot`.
+What experts compute: `[M, D]` rows, sorted by group, times `[E, D, F]`. On TPU
+by `ragged_dot`, elsewhere by a loop over blocks of rows, as many as there are:
+there XLA's `ragged_dot` multiplies every row with every matrix, on GPU by
+forming `[M, E * D]`.
 """
 
 import functools
@@ -10,6 +11,8 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+
+from pivotrl_jax.models import backend
 
 BODIES = ("auto", "blocks", "ragged")
 _LEAST, _MOST = 8, 256  # Rows of a block.
@@ -35,7 +38,7 @@ def product(
   chex.assert_equal(rows.shape[1], matrices.shape[1])
   chex.assert_equal(matrices.shape[0], sizes.shape[0])
   if body == "auto":
-    body = "blocks" if jax.default_backend() == "cpu" else "ragged"
+    body = "ragged" if backend.name() == "tpu" else "blocks"
   if body == "blocks":
     return _by_blocks(rows, matrices, sizes)
   used = jnp.arange(len(rows)) < sizes.sum()

@@ -5,7 +5,7 @@ differ in where the arrays live. pmap is in maintenance mode upstream: its
 wrapper is the one to delete.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -99,16 +99,9 @@ def sharded(
   Returns:
     The step, and the state laid out on the mesh.
   """
-  whole = NamedSharding(mesh, PartitionSpec())
-  by_line = NamedSharding(mesh, PartitionSpec(None, axes.LINES))
   layout, frozen = (state_sharding(x, config, mesh) for x in (state, base))
   base = hosts.placed(base, frozen)
-  run = jax.jit(
-    step,
-    in_shardings=(layout, by_line, *_given(frozen)),
-    out_shardings=(layout, whole, whole),
-    donate_argnums=0,
-  )
+  run, by_line = jitted_over(step, layout, mesh, frozen)
 
   def wrapped(state, batch):
     # Of the batch too some may lie elsewhere: what the reference says of it.
@@ -154,19 +147,49 @@ def laid_out(train: Any, config: qwen3.Config, state: Any) -> Any:
   return hosts.placed(state, state_sharding(state, config, on))
 
 
+def jitted_over(
+  step: Callable[..., Any], layout: Any, mesh: Mesh, frozen: Any = None
+) -> tuple[Any, NamedSharding]:
+  """`step` under jit on a mesh, and the sharding of a batch's arrays.
+
+  It is to be lowered under `jax.set_mesh(mesh)`.
+
+  Args:
+    step: `(state, batch) -> (state, metrics, rows)`.
+    layout: of the state, by `state_sharding`.
+    mesh: of `mesh`.
+    frozen: of a base's parameters, where the step takes one.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+  by_line = NamedSharding(mesh, PartitionSpec(None, axes.LINES))
+  run = jax.jit(
+    step,
+    in_shardings=(layout, by_line, *_given(frozen)),
+    out_shardings=(layout, whole, whole),  # Rows are read on every host.
+    donate_argnums=0,
+  )
+  return run, by_line
+
+
 def _given(base):
   return () if base is None else (base,)
 
 
 def mesh(
-  *, data: int = 1, fsdp: int = -1, expert: int = 1, tensor: int = 1
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  data: int = 1,
+  fsdp: int = -1,
+  expert: int = 1,
+  tensor: int = 1,
 ) -> Mesh:
-  """All devices as ("data", "fsdp", "expert", "tensor").
+  """Devices as ("data", "fsdp", "expert", "tensor").
 
   Lines of tries lie over all axes but the last. Of the sizes one may be -1:
   what the others leave.
 
   Args:
+    devices: all there are, by default.
     data: devices that each hold all that the other axes divide.
     fsdp: devices among which parameters and moments are divided, gathered
       where they are used.
@@ -177,7 +200,8 @@ def mesh(
     InputError: the devices cannot be divided so.
   """
   sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
-  count, free = jax.device_count(), [n for n, x in sizes.items() if x == -1]
+  devices = jax.devices() if devices is None else devices
+  count, free = len(devices), [n for n, x in sizes.items() if x == -1]
   taken = math.prod(x for x in sizes.values() if x != -1)
   if len(free) == 1 and not count % taken:
     sizes[free[0]] = count // taken
@@ -187,8 +211,8 @@ def mesh(
       f"--config.train.mesh: {given}, on {count} devices; expected sizes whose"
       f" product is {count}, at most one of them -1, for what is left"
     )
-  devices = np.array(jax.devices()).reshape([sizes[axis] for axis in AXES])
-  return Mesh(devices, AXES)
+  shape = [sizes[axis] for axis in AXES]
+  return Mesh(np.array(devices).reshape(shape), AXES)
 
 
 def of_config(train: Any) -> Mesh | None:

@@ -96,7 +96,9 @@ class PolicyGradient:
 
   def lay_out(self, state: Any) -> Any:
     """The state as the step wants it; the first thing to be done with one."""
-    step = _step(self._config, self._policy, self.log_probs_fn, self._tx)
+    step = train_step(
+      self._config, self._policy.config, self.log_probs_fn, self._tx
+    )
     self._step, state = spread(
       self._config, self._policy, state, step, self._base
     )
@@ -318,10 +320,10 @@ def spread(
   return wrap[config.train.parallel](step, base), state
 
 
-def in_both_modes(config: Any, policy: policy_lib.Policy) -> qwen3.Qwen3:
+def in_both_modes(config: Any, shape: qwen3.Config) -> qwen3.Qwen3:
   """The policy, differentiable in forward mode too."""
   body = attention.in_both_modes(config.model.attention, config.model.dtype)
-  return sft.model(config, policy.config, body)
+  return sft.model(config, shape, body)
 
 
 def _mismatch(config, index, samples, gap, places):
@@ -354,7 +356,17 @@ def _weights(config, lengths, kept):
   return np.asarray(weights)
 
 
-def _step(config, policy, log_probs_fn, tx):
+def train_step(
+  config: Any, shape: qwen3.Config, log_probs_fn: Any, tx: Any
+) -> Any:
+  """The step of a run, of (state, batch): Adam's or the natural one.
+
+  Args:
+    config: the run's.
+    shape: of the policy.
+    log_probs_fn: see `sft.log_probs_fn`.
+    tx: Adam; a natural step has no use for it.
+  """
   t, n = config.train, config.natural
   loss_fn = functools.partial(
     step_lib.grpo_loss,
@@ -373,14 +385,14 @@ def _step(config, policy, log_probs_fn, tx):
       step_lib.train_step,
       loss_fn=loss_fn,
       tx=tx,
-      keys_fn=sft.keys_fn(config, policy.config),
+      keys_fn=sft.keys_fn(config, shape),
       balance=t.router_aux_loss_coef,
     )
   return functools.partial(
     natural.train_step,
     loss_fn=loss_fn,
-    keys_fn=sft.keys_fn(config, policy.config),
-    model=in_both_modes(config, policy),
+    keys_fn=sft.keys_fn(config, shape),
+    model=in_both_modes(config, shape),
     chunk=t.logits_chunk,
     temperature=config.rollout.temperature,
     learning_rate=n.learning_rate,

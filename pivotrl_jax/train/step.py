@@ -240,7 +240,8 @@ def over_micro_batches(
   )
   live = (batch.mask > 0).any((1, 2, 3))
   last = jnp.max(jnp.where(live, jnp.arange(1, count + 1), 0))
-  return jax.lax.fori_loop(0, last, body, zeros)
+  with jax.named_scope("micro_batches"):  # So dry_run/hlo.py knows it.
+    return jax.lax.fori_loop(0, last, body, zeros)
 
 
 def score(

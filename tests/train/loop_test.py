@@ -349,6 +349,9 @@ class _Kept:
   def sync(self):
     pass
 
+  def finish(self):
+    pass
+
 
 @pytest.mark.parametrize(
   ("first", "dies", "saved"),

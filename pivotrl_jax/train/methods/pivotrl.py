@@ -332,7 +332,7 @@ def _probe(config, policy):
     natural.project,
     log_probs_fn=functools.partial(
       step_lib.policy_log_probs,
-      policy_gradient.in_both_modes(config, policy),
+      policy_gradient.in_both_modes(config, policy.config),
       chunk=config.train.logits_chunk,
       temperature=config.rollout.temperature,
     ),

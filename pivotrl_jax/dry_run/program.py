@@ -1,0 +1,195 @@
+"""Compiles the step of a run for devices that are not there.
+
+  python -m pivotrl_jax.dry_run.program JOB.json
+
+A process of its own: how many CPU devices there are, and which compilers JAX
+loads, is settled before its first use. The job is what `predict.py` writes;
+the answer is the last line printed, JSON.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.experimental import topologies
+from ml_collections import config_dict
+import numpy as np
+
+from pivotrl_jax.data import batches
+from pivotrl_jax.dry_run import cards
+from pivotrl_jax.dry_run import hlo
+from pivotrl_jax.models import axes
+from pivotrl_jax.models import backend
+from pivotrl_jax.models import qwen3
+from pivotrl_jax.train import loop
+from pivotrl_jax.train import parallel
+from pivotrl_jax.train import policy_gradient
+from pivotrl_jax.train import sft
+from pivotrl_jax.train import state as state_lib
+
+# XLA takes a GPU's properties from such a text where there is none: an H100
+# (of its own hopper specs). Memory and speed of the card do not enter here.
+_HOPPER = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 85017493504 registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_HOPPERS = ("h100", "h200")
+
+
+def compiler(mesh: cards.Named, wanted: str) -> str:
+  """What compiles for a mesh: "gpu" or "cpu".
+
+  Args:
+    mesh: the devices.
+    wanted: auto (an NVIDIA card's own, where its plugin is installed and the
+      card is a Hopper) | cpu.
+  """
+  own = mesh.kind in _HOPPERS and any(
+    importlib.util.find_spec(f"jax_plugins.xla_cuda{v}") for v in (12, 13)
+    if importlib.util.find_spec("jax_plugins")
+  )  # fmt: skip
+  return "gpu" if own and wanted == "auto" else "cpu"
+
+
+def devices(mesh: cards.Named, chosen: str) -> list[Any]:
+  """As many devices as a mesh has, to compile for and nothing else."""
+  if chosen == "cpu":
+    jax.config.update("jax_num_cpu_devices", mesh.count)
+    return jax.devices("cpu")
+  near = min(mesh.count, mesh.card.host)
+  found = topologies.get_topology_desc(
+    mesh.kind, platform="cuda", target_config=_HOPPER,
+    topology=f"1x{mesh.count // near}x{near}",
+  )  # fmt: skip
+  return list(found.devices)
+
+
+def abstract(
+  config: Any, shape: qwen3.Config, mesh: jax.sharding.Mesh, prompt: int
+) -> tuple[Any, Any]:
+  """The state, and a batch of the config's pivots, one a line; shapes alone.
+
+  Args:
+    config: the run's.
+    shape: of the policy.
+    mesh: whose lines share the pivots.
+    prompt: tokens of each prompt but for its last.
+  """
+  tx = loop.optimizer(config)
+  state = jax.eval_shape(
+    lambda: state_lib.create(
+      nn.unbox(qwen3.init_params(shape, jax.random.key(0))), tx
+    )
+  )
+  r, lines = config.rollout, math.prod(mesh.shape[a] for a in axes.LINES)
+  size = batches.Shape(
+    micro_batches=max(1, -(-r.pivots_per_step // lines)),
+    least=1,
+    lines=lines,
+    trie=prompt,
+    branch=r.group_size * r.max_tokens,
+    branches=r.group_size,
+    width=r.max_tokens,
+  )
+  if config.train.branch_tokens:
+    parts = max(1, size.branch // config.train.branch_tokens)
+    parts = max(p for p in range(1, parts + 1) if not r.group_size % p)
+    size = dataclasses.replace(size, parts=parts)
+  batch = batches.empty(size)
+  batch = batch.replace(ref_log_probs=np.zeros_like(batch.mask))
+  return state, jax.eval_shape(lambda: batch)
+
+
+def lowered(
+  config: Any, shape: qwen3.Config, mesh: Any, state: Any, batch: Any
+):
+  """The step on a mesh, traced for the backend of `backend.target`."""
+  log_probs = sft.log_probs_fn(
+    config, shape, temperature=config.rollout.temperature
+  )
+  step = policy_gradient.train_step(
+    config, shape, log_probs, loop.optimizer(config)
+  )
+  layout = parallel.state_sharding(state, shape, mesh)
+  run, _ = parallel.jitted_over(step, layout, mesh)
+  with jax.set_mesh(mesh):
+    return run.lower(state, batch)
+
+
+def measured(compiled: Any, *, micro_batches: int) -> dict[str, Any]:
+  """What a compiler says of a program, of each device; bytes and FLOPs."""
+  memory = compiled.memory_analysis()
+  found = hlo.read(compiled.as_text(), micro_batches=micro_batches)
+  return {
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "new_outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    **dataclasses.asdict(found),
+  }
+
+
+def state_bytes(state: Any, shape: qwen3.Config, mesh: Any) -> dict[str, int]:
+  """Bytes of a device's shards of parameters and of optimizer state."""
+  layout = parallel.state_sharding(state, shape, mesh)
+
+  def held(tree, where):
+    return sum(
+      math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+      for x, place in zip(
+        jax.tree.leaves(tree), jax.tree.leaves(where), strict=True
+      )
+    )
+
+  return {
+    "parameters": held(state.params, layout.params),
+    "optimizer": held(state.opt_state, layout.opt_state),
+  }
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+  """Compiles for each of `job["layers"]`; see `predict.py`."""
+  config = config_dict.ConfigDict(job["config"])
+  named = cards.named(job["mesh"])
+  chosen = compiler(named, config.dry_run.compiler)
+  full = qwen3.Config(**job["shape"])
+  mesh = parallel.mesh(devices(named, chosen), **config.train.mesh)
+  state, batch = abstract(config, full, mesh, job["prompt"])
+  answer = {
+    "compiler": chosen,
+    "mesh": dict(mesh.shape),
+    "micro_batches": len(batch.mask),
+    "state": state_bytes(state, full, mesh),
+    "layers": {},
+  }
+  with backend.target(chosen):
+    for layers in job["layers"]:
+      started = time.monotonic()
+      shape = dataclasses.replace(full, num_hidden_layers=layers)
+      state, batch = abstract(config, shape, mesh, job["prompt"])
+      compiled = lowered(config, shape, mesh, state, batch).compile()
+      answer["layers"][layers] = measured(
+        compiled, micro_batches=answer["micro_batches"]
+      ) | {"seconds": round(time.monotonic() - started, 1)}
+  return answer
+
+
+if __name__ == "__main__":
+  print(json.dumps(main(json.loads(pathlib.Path(sys.argv[1]).read_text()))))
