@@ -190,7 +190,7 @@ def _embedded(domain):
     batch_tokens=1024,  # Prompt tokens of a device in a micro-batch, about.
     branch_tokens=0,  # Action tokens of a device at a time, about: the rest of
     # what branches off its prompts is run after them; 0 = all at once.
-    logits_chunk=512,  # Rows projected to the vocabulary at a time.
+    logits_chunk=512,  # Rows of logits that a device has at a time.
     parallel="jit",  # jit (one device) | pmap | sharded.
     # Devices along each axis, for sharded; -1 = what the others leave.
     mesh=_section(

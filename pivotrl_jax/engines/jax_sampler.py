@@ -175,7 +175,7 @@ class JaxSampler:
         functools.partial(self._warm_up_decode, length, shapes[i:], sampling)
         for i in range(len(shapes))
       ]
-    if lengths:
+    if len(lengths):
       least, most = (room.length(end(lengths)) for end in (min, max))
       self._warm(
         key

@@ -50,12 +50,15 @@ class Spread:
     *,
     prompts: int,
     rows: int,
+    longest: int = 0,
   ) -> None:
     """See `engines.base.Engine`."""
     own = min(prompts, -(-prompts // self._count) + 1)  # Cut within a prompt.
 
     def ready(engine):
-      engine.prepare(lengths, sampling, prompts=own, rows=rows)
+      engine.prepare(
+        lengths, sampling, prompts=own, rows=rows, longest=longest
+      )
 
     each(ready, self._engines)
 

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pivotrl_jax.models import axes
+
 
 def token_log_probs(
   hidden: jax.Array,
@@ -25,7 +27,8 @@ def token_log_probs(
     hidden: `[M, D]`, any float type.
     unembed: `[D, V]`.
     targets: `[M]` token ids.
-    chunk: rows at a time.
+    chunk: rows of a device at a time: on a mesh each chunk gathers the matrix
+      and adds to its gradient, hence is no smaller for being shared.
     temperature: divides the logits.
     lines: of equal length that the rows are of. A chunk has a part of each,
       as they may lie on different devices.
@@ -37,7 +40,7 @@ def token_log_probs(
   chex.assert_rank([hidden, unembed, targets], [2, 2, 1])
   chex.assert_shape(targets, hidden.shape[:1])
   size = hidden.shape[0] // lines
-  count = -(-size * lines // chunk)
+  count = -(-size * lines // (chunk * axes.devices(axes.LINES)))
   chunk = -(-size // count)
 
   def chunks(x):

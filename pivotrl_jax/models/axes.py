@@ -6,6 +6,8 @@ Left to itself XLA follows the parameters: all lines on every device, their
 features divided and put together again at each product.
 """
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -31,3 +33,9 @@ def given(axes: tuple[str, ...]) -> tuple[str, ...]:
   """Those of `axes` that the mesh in force has."""
   names = jax.sharding.get_abstract_mesh().axis_names
   return tuple(axis for axis in axes if axis in names)
+
+
+def devices(axes: tuple[str, ...]) -> int:
+  """Over how many devices, or groups of them, the mesh in force divides."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[axis] for axis in given(axes))

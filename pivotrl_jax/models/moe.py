@@ -263,8 +263,9 @@ def stacked(found: Any, layers: Sequence[int], name: str) -> Any:
     name: of what they wrote.
   """
   wrote = [found.get(f"layers_{i}") for i in layers]
-  each = [layer and layer["mlp"][name] for layer in wrote]
-  nothing = jax.tree.map(jnp.zeros_like, next(filter(None, each)))
+  each = [None if layer is None else layer["mlp"][name] for layer in wrote]
+  written = next(layer for layer in each if layer is not None)
+  nothing = jax.tree.map(jnp.zeros_like, written)
   each = [nothing if layer is None else layer for layer in each]
   return jax.tree.map(lambda *x: jnp.stack(x), *each)
 

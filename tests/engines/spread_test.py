@@ -20,8 +20,8 @@ class _Engine:
   def load(self, weights, version):
     self.weights = (weights, version)
 
-  def prepare(self, lengths, sampling, *, prompts, rows):
-    self.room = prompts, rows
+  def prepare(self, lengths, sampling, *, prompts, rows, longest):
+    self.room = prompts, rows, longest
 
   def sample(self, prompts, sampling, seeds):
     assert sampling is _SAMPLING and len(prompts) == len(seeds)
@@ -67,8 +67,10 @@ def test_more_engines_than_rows():
 
 def test_engines_are_readied_for_their_shares():
   engines = [_Engine() for _ in range(4)]
-  spread.Spread(engines).prepare([5], _SAMPLING, prompts=10, rows=8)
-  assert {e.room for e in engines} == {(4, 8)}  # ceil(10 / 4), and one cut.
+  spread.Spread(engines).prepare(
+    [5], _SAMPLING, prompts=10, rows=8, longest=7
+  )
+  assert {e.room for e in engines} == {(4, 8, 7)}  # ceil(10 / 4), and one cut.
 
 
 def test_one_that_fails_fails_the_call():
