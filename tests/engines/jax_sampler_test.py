@@ -62,7 +62,9 @@ def _whole(params, ids):
 
 def _same(left, right):
   np.testing.assert_array_equal(left.ids, right.ids)
-  np.testing.assert_allclose(left.log_probs, right.log_probs, atol=1e-5)
+  np.testing.assert_allclose(
+    left.log_probs, right.log_probs, rtol=1e-5, atol=1e-5
+  )
   assert left.finish == right.finish
 
 
