@@ -7,11 +7,12 @@ the same seeds and tasks. Intervals are over tasks and seeds; see
 `evaluation.intervals.crossed_mean`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -74,7 +75,7 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
   Raises:
     InputError: no such arm, nothing is done, or runs that cannot be paired.
   """
-  rows = [r for r in root_lib.read(path) if r.job.arm and not r.gone]
+  rows = root_lib.runs(path)
   arms = list(dict.fromkeys(row.job.arm for row in rows))
   if not rows or (against and against not in arms):
     raise errors.InputError(
@@ -115,7 +116,7 @@ def _line(suite, arm, by_arm, against, rows, stands):
     runs=(done, done + len(other)),
     missing=tuple(f"{name} {stands[name]}" for name in other),
     tasks=len(next(iter(by_arm[BASE].values()))),
-    success=intervals.crossed_mean(_values(blocks)) if blocks else None,
+    success=intervals.crossed_mean(values(blocks)) if blocks else None,
     over_base=None if arm == BASE else _difference(by_arm, arm, BASE),
     over_other=None if arm == against else _difference(by_arm, arm, against),
   )
@@ -123,24 +124,46 @@ def _line(suite, arm, by_arm, against, rows, stands):
 
 def _difference(by_arm, arm, other):
   """`arm` less `other` on the seeds that both have."""
-  ours, theirs = by_arm.get(arm, {}), by_arm.get(other, {})
+  values = paired(
+    by_arm.get(arm, {}), by_arm.get(other, {}), f"arms {arm} and {other}"
+  )
+  return None if values is None else intervals.crossed_mean(values)
+
+
+def paired(
+  ours: Mapping[Any, Mapping[str, float]],
+  theirs: Mapping[Any, Mapping[str, float]],
+  names: str,
+) -> np.ndarray | None:
+  """`[S, T]` scores less others, of the blocks that both have, by task; None
+  where there is no such block.
+
+  Args:
+    ours, theirs: block -> task -> score.
+    names: of the two, for a message.
+
+  Raises:
+    InputError: other tasks in a block.
+  """
   common = [block for block in ours if block in theirs]
-  if not common:
-    return None
   for block in common:
     if ours[block].keys() != theirs[block].keys():
       raise errors.InputError(
-        f"arms {arm} and {other}, seed {block[1]}: evaluated on other tasks;"
-        " expected the same"
+        f"{names}, seed {block[1]}: evaluated on other tasks; expected the same"
       )
-  return intervals.crossed_mean(
-    _values({b: ours[b] for b in common})
-    - _values({b: theirs[b] for b in common})
+  if not common:
+    return None
+  return values({b: ours[b] for b in common}) - values(
+    {b: theirs[b] for b in common}
   )
 
 
-def _values(blocks):
-  """`[S, T]` scores by block and task."""
+def values(blocks: Mapping[Any, Mapping[str, float]]) -> np.ndarray:
+  """`[S, T]` scores by block and task.
+
+  Raises:
+    InputError: blocks of different sizes.
+  """
   sizes = {len(tasks) for tasks in blocks.values()}
   if len(sizes) > 1:
     raise errors.InputError(
@@ -214,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
   if _FORMAT.value == "csv":
     write_csv(lines, sys.stdout)
     return
-  rows = [r for r in root_lib.read(path) if r.job.arm and not r.gone]
+  rows = root_lib.runs(path)
   print(markdown(lines, _AGAINST.value or rows[0].job.arm))
   stands = [root_lib.stands(path, row) for row in rows]
   revisions = sorted({now.revision for now in stands if now.revision})

@@ -34,10 +34,11 @@ from pivotrl_jax import errors
 from pivotrl_jax.data import records
 from pivotrl_jax.evaluation import intervals
 from pivotrl_jax.evaluation import suites
+from pivotrl_jax.report import tables as report_tables
 
 _OUT = flags.DEFINE_string("out", "launchers/tables", "Folder to write.")
 
-BASE, SFT, PIVOTRL, E2E = "base", "sft", "pivotrl", "e2e"
+BASE, SFT, PIVOTRL = compare.BASE, "sft", "pivotrl"
 # Score of each task, by seed.
 Scores = Mapping[int, Mapping[str, float]]
 
@@ -137,27 +138,18 @@ class Matrix:
     Raises:
       InputError: other tasks than those of `less`.
     """
-    ours = self.scores(domain, arm, suite)
-    theirs = self.scores(domain, less, suite) if less else ours
-    rows = []
-    for seed in sorted(ours.keys() & theirs.keys()):
-      if ours[seed].keys() != theirs[seed].keys():
-        raise errors.InputError(
-          f"{domain}, seed {seed}: {arm} and {less} were evaluated on other"
-          f" tasks of {suite}; expected the same"
-        )
-      tasks = sorted(filter(of, ours[seed]))
-      rows.append([
-        ours[seed][task] - (theirs[seed][task] if less else 0.0)
-        for task in tasks
-      ])  # fmt: skip
-    sizes = {len(row) for row in rows}
-    if len(sizes) > 1:
-      raise errors.InputError(
-        f"{domain}, {arm}, {suite}: seeds of {sorted(sizes)} tasks; expected"
-        " as many in each"
-      )
-    return np.array(rows) if rows and rows[0] else None
+    ours = self._blocks(domain, arm, suite, of)
+    if less:
+      theirs = self._blocks(domain, less, suite, of)
+      names = f"{domain}, {suite}, arms {arm} and {less}"
+      return compare.paired(ours, theirs, names)
+    return compare.values(ours) if ours else None
+
+  def _blocks(self, domain, arm, suite, of):
+    return {
+      (domain, seed): {task: tasks[task] for task in filter(of, tasks)}
+      for seed, tasks in sorted(self.scores(domain, arm, suite).items())
+    }
 
 
 def load(root: pathlib.Path) -> tuple[list[Run], list[str]]:
@@ -166,9 +158,8 @@ def load(root: pathlib.Path) -> tuple[list[Run], list[str]]:
   Raises:
     InputError: it is no root, or no run is done.
   """
-  rows = [r for r in root_lib.read(root) if r.job.arm and not r.gone]
   done, others = [], []
-  for row in rows:
+  for row in root_lib.runs(root):
     stands, path = root_lib.stands(root, row), root / row.job.name
     if stands.state != "done":
       others.append(f"{row.job.name} {stands.state}")
@@ -307,9 +298,10 @@ def _kind(task):
 
 
 # Column of the table of signals -> metric, and whether of the last tenth.
+_STD = "signal/reward_std"
 _SIGNALS = {
-  "reward std, first tenth": ("signal/reward_std", False),
-  "reward std, last tenth": ("signal/reward_std", True),
+  "reward std, first tenth": (_STD, False),
+  "reward std, last tenth": (_STD, True),
   "zero-variance groups, last": ("signal/zero_variance", True),
   "held-out Kendall tau, last": ("heldout/tau", True),
   "KL inside pairs, last": ("ordering/kl_inside", True),
@@ -379,19 +371,17 @@ def _note(matrix, arms, domain=""):
 
 def markdown(table: Table) -> str:
   """Of a table, in percent and points."""
-  lines = [
-    f"### {table.title}", "", "| " + " | ".join(table.head) + " |",
-    "|" + "---|" * len(table.head),
-  ]  # fmt: skip
-  for row in table.rows:
-    cells = [
+  body = [
+    tuple(
       cell
       if isinstance(cell, str)
       else compare.shown(cell, "+" * (place in table.signed))
       for place, cell in enumerate(row)
-    ]
-    lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join([*lines, "", table.note, ""])
+    )
+    for row in table.rows
+  ]
+  drawn = report_tables.markdown((table.head, body))
+  return f"### {table.title}\n\n{drawn}\n{table.note}\n"
 
 
 def write_csv(table: Table, path: pathlib.Path) -> None:
@@ -440,9 +430,6 @@ def figure3(matrix: Matrix, out: pathlib.Path) -> None:
   figure.tight_layout()
   figure.savefig(out / "figure3.png", dpi=120, metadata={"Software": None})
   plt.close(figure)
-
-
-_STD = "signal/reward_std"
 
 
 def _averaged(seeds):

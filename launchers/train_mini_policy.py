@@ -93,7 +93,7 @@ def schedule(peak: float, *, decay_from: int, decay: int) -> optax.Schedule:
     decay_from: the steps before it falls.
     decay: the steps in which it does; 0: it never does.
   """
-  up = optax.linear_schedule(peak / _WARMUP, peak, _WARMUP - 1)
+  up = state_lib.warm_up(peak, _WARMUP)
   if not decay:
     return up
   down = optax.linear_schedule(1.0, 0.0, decay)

@@ -192,8 +192,7 @@ def placed(tree: Any, shardings: Any) -> Any:
   """
 
   def place(x, sharding):
-    is_global = isinstance(x, jax.Array) and not x.is_fully_addressable
-    if is_global or sharding.is_fully_addressable:
+    if _spans_hosts(x) or sharding.is_fully_addressable:
       return jax.device_put(x, sharding)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
@@ -215,11 +214,12 @@ def of_all(tree: Any) -> Any:
     jax.sharding.PartitionSpec(),
   )
   return jax.tree.map(
-    lambda x: x
-    if isinstance(x, jax.Array) and not x.is_fully_addressable
-    else placed(x, everywhere),
-    tree,
+    lambda x: x if _spans_hosts(x) else placed(x, everywhere), tree
   )
+
+
+def _spans_hosts(x):
+  return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def copies(tree: Any, devices: Sequence[jax.Device]) -> list[Any]:
@@ -242,9 +242,7 @@ def copies(tree: Any, devices: Sequence[jax.Device]) -> list[Any]:
 
 def _whole(x):
   """An array as it is, or over several processes, the whole on each device."""
-  if x.is_fully_addressable:
-    return x
-  return _gather(x.sharding.mesh)(x)
+  return _gather(x.sharding.mesh)(x) if _spans_hosts(x) else x
 
 
 @functools.cache
@@ -255,7 +253,7 @@ def _gather(mesh):
 
 def fetched(array: Any) -> np.ndarray:
   """The whole of an array on this host; all processes call it alike."""
-  return np.asarray(_whole(array) if isinstance(array, jax.Array) else array)
+  return np.asarray(_whole(array))
 
 
 def tell(status: int, line: str) -> None:

@@ -70,6 +70,11 @@ def read(path: pathlib.Path) -> list[Row]:
   return [_row(row, f"{index}:{n}") for n, row in records.read_jsonl(index)]
 
 
+def runs(path: pathlib.Path) -> list[Row]:
+  """Those of `read` that are runs of the sweep as it is."""
+  return [row for row in read(path) if row.job.arm and not row.gone]
+
+
 def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
   """Replaces the index."""
   records.write_jsonl(

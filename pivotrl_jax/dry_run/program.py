@@ -99,7 +99,7 @@ def abstract(
       nn.unbox(qwen3.init_params(shape, jax.random.key(0))), tx
     )
   )
-  r, lines = config.rollout, math.prod(mesh.shape[a] for a in axes.LINES)
+  r, lines = config.rollout, axes.lines(mesh)
   size = batches.Shape(
     micro_batches=max(1, -(-r.pivots_per_step // lines)),
     least=1,

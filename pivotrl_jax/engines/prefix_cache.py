@@ -82,15 +82,12 @@ class PrefixCache:
     self._users[pinned] += 1
     for key in replaced:
       self._forget(key)
-    while (free := np.flatnonzero(self._users == 0)).size < len(new):
-      self._forget(next(iter(self._known)))
-    slots[new] = free[: len(new)]
+    self._asked = frozenset()  # Of the part before, which may go.
+    slots[new] = self._free(len(new))
     self._asked = frozenset(asked)
     self._users[pinned] -= 1
     for key, path in asked.items():
-      self._known[key] = slots[path]
-      self._users[slots[path]] += 1
-      bisect.insort(self._sorted, key)
+      self._take_up(key, slots[path])
     return Held(trie, slots, new)
 
   def extend(self, prompt: np.ndarray, said: np.ndarray) -> np.ndarray | None:
@@ -108,16 +105,26 @@ class PrefixCache:
     key = trees.key(np.concatenate([prompt, said]))
     if key in self._known:
       return None
-    while (free := np.flatnonzero(self._users == 0)).size < len(said):
-      oldest = next(iter(self._known))
-      if oldest in self._asked:
+    slots = self._free(len(said))
+    if slots is not None:
+      self._take_up(key, np.concatenate([before, slots]))
+    return slots
+
+  def _free(self, count):
+    """So many slots, of prompts that were asked for longest ago; None where
+    there are too few beside those of the last part.
+    """
+    while (free := np.flatnonzero(self._users == 0)).size < count:
+      oldest = next(iter(self._known), None)
+      if oldest is None or oldest in self._asked:
         return None
       self._forget(oldest)
-    slots = free[: len(said)]
-    self._known[key] = np.concatenate([before, slots])
-    self._users[self._known[key]] += 1
+    return free[:count]
+
+  def _take_up(self, key, slots):
+    self._known[key] = slots
+    self._users[slots] += 1
     bisect.insort(self._sorted, key)
-    return slots
 
   def _nearest(self, key):
     """How many tokens a known prompt shares with this one at most, and it."""

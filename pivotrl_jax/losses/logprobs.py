@@ -40,7 +40,7 @@ def token_log_probs(
   chex.assert_rank([hidden, unembed, targets], [2, 2, 1])
   chex.assert_shape(targets, hidden.shape[:1])
   size = hidden.shape[0] // lines
-  count = -(-size * lines // (chunk * axes.devices(axes.LINES)))
+  count = -(-size * lines // (chunk * axes.lines()))
   chunk = -(-size // count)
 
   def chunks(x):

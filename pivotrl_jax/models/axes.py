@@ -35,7 +35,9 @@ def given(axes: tuple[str, ...]) -> tuple[str, ...]:
   return tuple(axis for axis in axes if axis in names)
 
 
-def devices(axes: tuple[str, ...]) -> int:
-  """Over how many devices, or groups of them, the mesh in force divides."""
-  shape = jax.sharding.get_abstract_mesh().shape
-  return math.prod(shape[axis] for axis in given(axes))
+def lines(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None):
+  """Devices of a mesh, or groups of them, that each have lines to itself; by
+  default of the mesh in force.
+  """
+  shape = (mesh or jax.sharding.get_abstract_mesh()).shape
+  return math.prod(shape.get(axis, 1) for axis in LINES)

@@ -225,7 +225,7 @@ def lines(train: Any) -> int:
   on = of_config(train)
   if on is None:
     return jax.device_count() if train.parallel == "pmap" else 1
-  return math.prod(on.shape[axis] for axis in axes.LINES)
+  return axes.lines(on)
 
 
 def check(train: Any, config: qwen3.Config) -> None:

@@ -37,14 +37,18 @@ def optimizer(
   """AdamW, linear warm-up to a constant rate, clipping by global norm."""
   schedule = learning_rate
   if warmup_steps:
-    # The first update already moves: step 0 has rate 1 / warmup_steps.
-    schedule = optax.linear_schedule(
-      learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1)
-    )
+    schedule = warm_up(learning_rate, warmup_steps)
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   return optax.chain(
     clip, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
   )
+
+
+def warm_up(rate: float, steps: int) -> optax.Schedule:
+  """To a constant rate, linearly; the first update already moves: step 0 has
+  `rate / steps`.
+  """
+  return optax.linear_schedule(rate / steps, rate, max(1, steps - 1))
 
 
 def frozen(

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 import meshes
+import random_rows
 from configs import swe
 from pivotrl_jax import main
 from pivotrl_jax.data import batches
@@ -44,16 +45,7 @@ def adapters(base):
 
 @pytest.fixture(scope="module")
 def rows():
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 64, n).astype(np.int32) for n in (9, 12)]
-  lengths = rng.integers(1, 6, 8)
-  return batches.Rows(
-    prompts=[p for p in prompts for _ in range(4)],
-    actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
-    weights=[np.ones(n, np.float32) for n in lengths],
-    advantages=rng.normal(size=8).astype(np.float32),
-    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
-  )
+  return random_rows.drawn(np.random.default_rng(0), 64, (9, 12))
 
 
 def _step(tx):

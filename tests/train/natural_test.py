@@ -1,5 +1,6 @@
 """Natural steps: laws, the exact step, and the same however it is spread."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import random_rows
 from pivotrl_jax.data import batches
 from pivotrl_jax.losses import natural_gradient
 from pivotrl_jax.models import qwen3
@@ -30,18 +32,16 @@ KNOBS = {"model": MODEL, "chunk": 16, "temperature": 0.7}
 
 
 def _rows(rewards, groups=4):
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 24, n).astype(np.int32) for n in (9, 5, 12, 7)]
-  lengths = rng.integers(1, 6, 16)
-  actions = [rng.integers(0, 24, n).astype(np.int32) for n in lengths]
-  count = 4 * groups
-  return batches.Rows(
-    prompts=[p for p in prompts for _ in range(4)][:count],
-    actions=actions[:count],
-    weights=[np.ones(n, np.float32) for n in lengths][:count],
-    advantages=(rewards - rewards.mean(1, keepdims=True)).reshape(-1)[:count],
-    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths][:count],
-  )
+  found = random_rows.drawn(
+    np.random.default_rng(0), 24, (9, 5, 12, 7),
+    (rewards - rewards.mean(1, keepdims=True)).reshape(-1),
+  )  # fmt: skip
+  kept = {
+    name: value[: 4 * groups]
+    for name, value in vars(found).items()
+    if value is not None
+  }
+  return dataclasses.replace(found, **kept)
 
 
 def _batch(rewards=REWARDS, **layout):

@@ -3,6 +3,7 @@
 What takes longest to compile runs where $PIVOTRL_MOE is set.
 """
 
+import dataclasses
 import functools
 import os
 
@@ -15,6 +16,7 @@ import optax
 import pytest
 
 import meshes
+import random_rows
 from configs import swe
 from pivotrl_jax import errors
 from pivotrl_jax.data import batches
@@ -46,18 +48,13 @@ def params():
 def rows():
   """16 rows on 4 prompts, with routes drawn at random."""
   rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 64, n).astype(np.int32) for n in (9, 5, 12, 7)]
-  lengths = rng.integers(1, 6, 16)
-  return batches.Rows(
-    prompts=[p for p in prompts for _ in range(4)],
-    actions=[rng.integers(0, 64, n).astype(np.int32) for n in lengths],
-    weights=[np.ones(n, np.float32) for n in lengths],
-    advantages=rng.normal(size=16).astype(np.float32),
-    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
+  found = random_rows.drawn(rng, 64, (9, 5, 12, 7))
+  return dataclasses.replace(
+    found,
     routes=[
-      rng.permuted(np.tile(np.arange(4), (n, 2, 1)), axis=-1)[..., :2]
+      rng.permuted(np.tile(np.arange(4), (len(ids), 2, 1)), axis=-1)[..., :2]
       .astype(np.int16)
-      for n in lengths
+      for ids in found.actions
     ],
   )  # fmt: skip
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import meshes
+import random_rows
 from pivotrl_jax.data import batches
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import parallel
@@ -23,16 +24,7 @@ TINY = qwen3.Config(64, 32, 48, 2, 4, 2, 16, tie_word_embeddings=True)
 
 def _rows(advantages):
   rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 64, n).astype(np.int32) for n in (9, 5, 12, 7)]
-  lengths = rng.integers(1, 6, 16)
-  actions = [rng.integers(0, 64, n).astype(np.int32) for n in lengths]
-  return batches.Rows(
-    prompts=[p for p in prompts for _ in range(4)],
-    actions=actions,
-    weights=[np.ones(n, np.float32) for n in lengths],
-    advantages=advantages,
-    sampler_log_probs=[np.full(n, -4.0, np.float32) for n in lengths],
-  )
+  return random_rows.drawn(rng, 64, (9, 5, 12, 7), advantages)
 
 
 def _setup(attention="auto", dtype="float32", **options):

@@ -148,11 +148,12 @@ class _EndToEnd:
     rewards = np.array([g.rewards for g in groups], np.float32)
     advantages = policy_gradient.advantages(config, rewards)
     samples = samples_of(config, groups, advantages)
-    tally.trie_tokens = trees.order(samples.prompts).tokens()
+    # Of all prompts of the step together, not call by call.
+    tally.stats.trie_tokens = trees.order(samples.prompts).tokens()
     batch, places = gradient.pack(samples)
-    scalars = watch.rollouts(groups, rewards, batch, tally.sampled_tokens)
+    scalars = watch.rollouts(groups, rewards, batch, tally.stats.sampled_tokens)
     scalars |= _of_episodes(groups)
-    scalars |= gradient.of_trie(samples, batch, places, tally)
+    scalars |= gradient.of_trie(samples, batch, places, tally.stats)
     if index == 0:
       scalars |= gradient.gap(
         gradient.params(state), samples, len(groups[0].turns)
@@ -241,13 +242,10 @@ class _EndToEnd:
 
 @dataclasses.dataclass
 class _Tally:
-  """An engine; also the `base.Stats` of all its calls together."""
+  """An engine, with the stats of all its calls together."""
 
   engine: base.Engine
-  prompt_tokens: int = 0
-  trie_tokens: int = 0  # Of all prompts: known once all are there.
-  sampled_tokens: int = 0
-  computed_tokens: int = 0
+  stats: base.Counts = dataclasses.field(default_factory=base.Counts)
 
   def sample(
     self,
@@ -257,9 +255,7 @@ class _Tally:
   ) -> list[base.Completion]:
     """The engine's own."""
     found = self.engine.sample(prompts, sampling, row_seeds)
-    self.prompt_tokens += self.engine.stats.prompt_tokens
-    self.sampled_tokens += self.engine.stats.sampled_tokens
-    self.computed_tokens += self.engine.stats.computed_tokens
+    self.stats += base.counted(self.engine.stats)
     return found
 
 
