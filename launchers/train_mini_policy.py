@@ -230,8 +230,13 @@ def _run(options: argparse.Namespace, workdir: pathlib.Path) -> None:
   common = {
     "run": name(options, tokenizer),
     "stream": lambda first: mini_stream.opened(
-      tokenizer, options.seed, first, shape=shape, weights=weights
-    ),
+      tokenizer,
+      options.seed,
+      first,
+      shape=shape,
+      weights=weights,
+      drills=options.drills,
+    ),  # fmt: skip
     "config": config,
     "every": Every(options.save_every, options.log_every),
   }
@@ -261,7 +266,7 @@ def _size(params):
 # What makes the policy, and, but for the first two, must stay as it is.
 CHOSEN = (
     "steps", "decay", "learning_rate", "hidden", "layers", "tokens", "prompts",
-    "width", "answer_weight", "context_weight", "seed",
+    "width", "answer_weight", "context_weight", "drills", "seed",
 )  # fmt: skip
 
 
@@ -287,6 +292,10 @@ def parser() -> argparse.ArgumentParser:
   add("--width", type=int, default=640, help="most tokens of a chat's rest")
   add("--answer_weight", type=float, default=2.0, help="mini_stream.Weights")
   add("--context_weight", type=float, default=0.5, help="the same")
+  add(
+    "--drills", type=int, default=16,
+    help=f"times {mini_stream.SHARD} steps of copying before the first chat",
+  )  # fmt: skip
   add("--save_every", type=int, default=100, help="steps")
   add("--log_every", type=int, default=25, help="steps")
   add("--seed", type=int, default=0, help="of everything")

@@ -128,7 +128,7 @@ def test_shards_are_a_function_of_their_index_and_share_no_episode(shards):
 def test_the_stream_goes_on_anywhere(shards):
   first = mini_stream.SHARD - 2
   with mini_stream.opened(
-    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS
+    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS, drills=0
   ) as stream:
     got = [next(stream) for _ in range(4)]
   wanted = [mini_stream.pack(r, SHAPE) for r in shards[0][-2:] + shards[1][:2]]
@@ -136,3 +136,38 @@ def test_the_stream_goes_on_anywhere(shards):
     np.testing.assert_array_equal(one.actions, other.actions)
     np.testing.assert_array_equal(one.mask, other.mask)
     np.testing.assert_array_equal(one.tries, other.tries)
+
+
+def test_a_drill_is_runs_said_twice():
+  drill = mini_stream.repeats(policy.MINI, 0, 3, shape=SHAPE)
+  assert len(drill) == mini_stream.SHARD
+  for rows in drill:
+    batch = mini_stream.pack(rows, SHAPE)
+    # A branch takes 32 places or more, of 512 in all, a run said twice 95 at
+    # most; all but the first token of each second time is learned.
+    used = sum(max(32, len(r.ids)) for r in rows)
+    assert SHAPE.branch - 95 < used <= SHAPE.branch
+    assert batch.mask.sum() == sum((len(r.ids) + 1) // 2 - 1 for r in rows)
+    for row in rows:
+      said = np.r_[row.prompt, row.ids]
+      once, again = np.split(said, 2)
+      assert 8 <= len(once) <= 48
+      np.testing.assert_array_equal(once, again)
+      np.testing.assert_array_equal(
+        np.flatnonzero(row.weights), np.arange(len(once), len(said) - 1)
+      )
+  other = mini_stream.repeats(policy.MINI, 0, 4, shape=SHAPE)
+  assert drill[0][0].ids.tobytes() != other[0][0].ids.tobytes()
+
+
+def test_chats_follow_the_drills(shards):
+  first = mini_stream.SHARD - 1
+  with mini_stream.opened(
+    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS, drills=1
+  ) as stream:
+    got = [next(stream) for _ in range(2)]
+  drill = mini_stream.repeats(policy.MINI, 0, 0, shape=SHAPE)
+  for one, rows in zip(got, [drill[-1], shards[1][0]], strict=True):
+    np.testing.assert_array_equal(
+      one.actions, mini_stream.pack(rows, SHAPE).actions
+    )

@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 # A step of 128 tokens, of a policy of 70,000 parameters.
 TINY = (
     "--steps=6", "--decay=2", "--hidden=32", "--layers=1", "--tokens=128",
-    "--prompts=160", "--width=64", "--save_every=2", "--log_every=1",
+    "--prompts=160", "--width=64", "--drills=0", "--save_every=2",
+  "--log_every=1",
 )  # fmt: skip
 
 
