@@ -235,13 +235,12 @@ def _embedded(domain):
     tries=5,  # Most shorter steps where the measured KL is too large.
   )
   config.evaluation = _section(
-    split="eval",  # Of tasks and suites: eval | validation (to tune on).
+    split="eval",  # Of tasks and questions: eval | validation (to tune on).
     tasks=200,  # Held-out tasks of the world; 0 = none.
     seeds=1,  # Episodes a task.
     temperature=0.6,  # Of actions and answers; rollouts keep their own.
     max_turns=8,
-    questions=100,  # Out-of-domain questions; 0 = none.
-    suites=0,  # Questions of each suite of evaluation/suites; 0 = none.
+    questions=200,  # Out of domain, spread over all suites; 0 = none.
   )
   config.serve = _section(  # Its keys: $PIVOTRL_SERVE_KEY, .._ADMIN_KEY.
     host="127.0.0.1",

@@ -113,7 +113,7 @@ class Matrix:
   def suites(self) -> list[str]:
     """Out of domain, those that there are scores of."""
     names = {suite for _, _, suite in self._scores}
-    return [name for name in (*suites.SUITES, "questions") if name in names]
+    return [name for name in suites.SUITES if name in names]
 
   def scores(self, domain: str, arm: str, suite: str) -> Scores:
     """By seed and task; empty where there are none."""

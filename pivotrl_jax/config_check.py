@@ -287,7 +287,6 @@ RULES = {
   "evaluation.temperature": _number(0),
   "evaluation.max_turns": _whole(1),
   "evaluation.questions": _whole(0),
-  "evaluation.suites": _whole(0),
   "dry_run.meshes": _LABEL,  # Looked at by the stage, as the next but one.
   "dry_run.model": _one_of(*predict.MODELS),
   "dry_run.prompts": _LABEL,

@@ -149,7 +149,6 @@ NONSENSE = {
   "evaluation.temperature": REAL,
   "evaluation.max_turns": (0, *WHOLE),
   "evaluation.questions": WHOLE,
-  "evaluation.suites": WHOLE,
   "report.pivots": WHOLE,
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from launchers.runs import attempt
 from launchers.runs import locks
 from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
+from pivotrl_jax.evaluation import suites
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 
@@ -163,7 +164,7 @@ def _last_step(path):
 
 def _success(path):
   for (policy, suite), rates in successes(path).items():
-    if policy == "trained" and suite != "questions":
+    if policy == "trained" and suite not in suites.SUITES:
       return sum(rates.values()) / len(rates)
   return None
 

@@ -52,8 +52,7 @@ def _domain(name, scale):
     common = {
       "config": f"configs/{name}.py",
       "evaluation.tasks": 200,
-      "evaluation.questions": 0,
-      "evaluation.suites": 50,
+      "evaluation.questions": 400,
     }
     return sweep.product([common], sweep.over("seed", range(SEEDS)), arms)
   common = {

@@ -1,6 +1,6 @@
 """Evaluation: the starting and the trained policy on the same held-out tasks.
 
-In domain: success in the world. Out of domain: questions without tools,
+In domain: success in the world. Out of domain: the suites' questions,
 to see what training forgot. Both policies get the same tasks and seeds, so
 that differences are paired. The starting policy is a stage of its own, which
 runs with the same start share.
@@ -25,7 +25,6 @@ from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.envs import episode
 from pivotrl_jax.envs import worlds
-from pivotrl_jax.evaluation import benchmarks
 from pivotrl_jax.evaluation import suites
 from pivotrl_jax.pivots import rollouts
 
@@ -63,7 +62,6 @@ def _evaluate(config, name, policy):
     started = time.monotonic()
     episodes = _world(config, policy, engine, seed)
     asked = _questions(config, policy, engine, seed)
-    asked += _suites(config, policy, engine, seed)
     compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
     rows += [{"policy": name} | row for row in episodes + asked]
     logging.info(
@@ -78,8 +76,7 @@ def _evaluate(config, name, policy):
 def _prepare(config, policy, engine):
   """Readies the engine for episodes and questions of any length."""
   tasks = config.evaluation.tasks if worlds.of(config) else 0
-  asked = len(suites.SUITES) * config.evaluation.suites
-  count = max(tasks, config.evaluation.questions, asked)
+  count = max(tasks, config.evaluation.questions)
   if not count:
     return
   engine.prepare(
@@ -124,48 +121,22 @@ def _longest(config):
 
 
 def _questions(config, policy, engine, seed):
-  """Rows of evals.jsonl from questions outside the domain."""
-  split = "eval"  # Nobody tunes on them.
-  questions = benchmarks.questions(
-    split, config.seed, config.evaluation.questions
-  )
-  said = _said(config, policy, engine, seed, "questions", questions)
-  return [
-    _row(
-      "questions", split, q.id, seed, benchmarks.grade(q, action), 1, tokens
-    )
-    for q, (action, tokens) in zip(questions, said, strict=True)
-  ]
-
-
-def _suites(config, policy, engine, seed):
   """Rows of evals.jsonl from the suites outside the domain."""
   split = config.evaluation.split
-  asked = [
-    question
-    for name in suites.SUITES
-    for question in suites.questions(
-      name, split, config.seed, config.evaluation.suites
-    )
-  ]
-  said = _said(config, policy, engine, seed, "suites", asked)
+  asked = suites.spread(split, config.seed, config.evaluation.questions)
+  said = answers(
+    policy,
+    engine,
+    [q.messages for q in asked],
+    [seeds.row_seed(config.seed, "questions", seed, q.id) for q in asked],
+    _sampling(config, policy),
+  )
   return [
     _row(
       q.suite, split, q.id, seed, suites.grade(q, action.content), 1, tokens
     )
     for q, (action, tokens) in zip(asked, said, strict=True)
   ]
-
-
-def _said(config, policy, engine, seed, kind, questions):
-  """`answers` to questions of a kind, by this run's seeds."""
-  return answers(
-    policy,
-    engine,
-    [q.messages for q in questions],
-    [seeds.row_seed(config.seed, kind, seed, q.id) for q in questions],
-    _sampling(config, policy),
-  )
 
 
 def answers(

@@ -17,7 +17,7 @@ from pivotrl_jax.diagnostics import ordering
 from pivotrl_jax.diagnostics import signal
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.evaluation import benchmarks
+from pivotrl_jax.evaluation import suites
 from pivotrl_jax.pivots import rollouts
 from pivotrl_jax.train import parallel
 from pivotrl_jax.train import step as step_lib
@@ -246,7 +246,7 @@ def _sequence_log_probs(log_probs_fn, params, batch):
 def _watched(config, policy, engine):
   """Actions of the reference on prompts outside the task, packed."""
   t = config.train
-  questions = benchmarks.questions("watch", config.seed, t.watch_prompts)
+  questions = suites.spread("validation", config.seed, t.watch_prompts)
   prompts = [
     render.prompt_ids(policy.tokenizer, q.messages, ())
     for q in questions

@@ -6,7 +6,6 @@ from pivotrl_jax import types
 from pivotrl_jax.envs import sandbox
 from pivotrl_jax.envs import swe
 from pivotrl_jax.envs import worlds
-from pivotrl_jax.evaluation import benchmarks
 
 
 def test_tasks_are_a_function_of_their_index():
@@ -131,15 +130,3 @@ def test_sandbox_goes_on_after_a_kill():
   sandbox.run_checks({"a.py": "def f(x):\n  while x:\n    x = 2\n"}, CHECK)
   good = sandbox.run_checks({"a.py": "def f(x):\n  return x + 1\n"}, CHECK)
   assert good == (sandbox.Result(True, "3"),)
-
-
-def test_questions():
-  splits = {s: benchmarks.questions(s, 0, 300) for s in benchmarks.SPLITS}
-  texts = {s: {q.messages[0].content for q in qs} for s, qs in splits.items()}
-  assert not texts["train"] & texts["eval"]
-  assert not texts["watch"] & (texts["eval"] | texts["train"])
-  assert splits["eval"] == benchmarks.questions("eval", 0, 300)
-  question = splits["eval"][0]
-  right = types.Action("message", content=f" {question.answer.upper()}. ")
-  assert benchmarks.grade(question, right)
-  assert not benchmarks.grade(question, types.Action("message", content=""))

@@ -232,10 +232,16 @@ def test_power_falls_as_the_noise_grows():
 def test_a_run_asks_every_suite():
   config = swe.get_config("tiny")
   policy = policy_lib.load(policy_lib.MINI, config)
-  config.evaluation.suites = 3
-  asked = [q for n in NAMES for q in suites.questions(n, "eval", 0, 3)]
-  rows = evaluate._suites(config, policy, _Reciting(policy, asked), 0)
-  assert [r["suite"] for r in rows] == [n for n in NAMES for _ in range(3)]
+  # 26 over eight suites: 3 each, and the first two one more.
+  config.evaluation.questions = 26
+  counts = [4, 4, 3, 3, 3, 3, 3, 3]
+  asked = [
+    question
+    for name, count in zip(NAMES, counts, strict=True)
+    for question in suites.questions(name, "eval", 0, count)
+  ]
+  rows = evaluate._questions(config, policy, _Reciting(policy, asked), 0)
+  assert [r["suite"] for r in rows] == [q.suite for q in asked]
   assert [r["task"] for r in rows] == [q.id for q in asked]
   assert all(r["success"] and r["split"] == "eval" for r in rows)
 

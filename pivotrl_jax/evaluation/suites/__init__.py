@@ -33,6 +33,16 @@ def questions(
   return base.questions(name, SUITES[name], split, seed, count)
 
 
+def spread(split: str, seed: int, count: int) -> list[base.Question]:
+  """`count` questions of a split, as many of each suite to within one."""
+  whole, more = divmod(count, len(SUITES))
+  return [
+    question
+    for i, name in enumerate(SUITES)
+    for question in questions(name, split, seed, whole + (i < more))
+  ]
+
+
 def grade(question: base.Question, text: str) -> bool:
   """Whether a reply to a question is right."""
   return SUITES[question.suite].grade(question.draft.check, text)
