@@ -39,6 +39,7 @@ from pivotrl_jax.report import tables as report_tables
 _OUT = flags.DEFINE_string("out", "launchers/tables", "Folder to write.")
 
 BASE, SFT, PIVOTRL = compare.BASE, "sft", "pivotrl"
+CURVE = "curve"  # Folder of a workdir, see launchers/curve.py.
 # Score of each task, by seed.
 Scores = Mapping[int, Mapping[str, float]]
 
@@ -80,6 +81,19 @@ class Table:
   rows: list[tuple[Any, ...]]
   signed: tuple[int, ...]
   note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """An arm's success over rollout turns, at checkpoints all its seeds have.
+
+  Attributes:
+    turns: `[C]` sampled up to a checkpoint, mean over seeds, from 0 on.
+    scores: `[C, S, T]` by seed and task; the first are the base policy's.
+  """
+
+  turns: np.ndarray
+  scores: np.ndarray
 
 
 class Matrix:
@@ -145,6 +159,50 @@ class Matrix:
       return compare.paired(ours, theirs, names)
     return compare.values(ours) if ours else None
 
+  def curves(self, domain: str) -> dict[str, Curve]:
+    """By arm, of what launchers/curve.py played, on the seeds that all have.
+
+    Raises:
+      InputError: a checkpoint or the base policy on other tasks.
+    """
+    runs = [r for r in self.runs
+            if r.domain == domain and (r.path / CURVE).is_dir()]  # fmt: skip
+    by_arm: dict[str, dict[int, Run]] = {}
+    for run in runs:
+      by_arm.setdefault(run.arm, {})[run.seed] = run
+    seeds = set.intersection(*map(set, by_arm.values())) if by_arm else set()
+    return {
+      arm: self._curve(domain, [own[seed] for seed in sorted(seeds)])
+      for arm, own in by_arm.items()
+      if seeds
+    }
+
+  def _curve(self, domain, runs):
+    """One arm's, of one run a seed; at the steps that all of them have."""
+    played = [
+      {int(file.stem): file for file in (run.path / CURVE).glob("*.jsonl")}
+      for run in runs
+    ]
+    turns = [
+      {row["step"]: row.get(_TURNS) for row in _metrics(run.path)}
+      for run in runs
+    ]
+    base = self._blocks(domain, BASE, domain, lambda task: True)
+    base = {(domain, run.seed): base[domain, run.seed] for run in runs}
+    at, scores = [0.0], [compare.values(base)]
+    for step in sorted(set.intersection(*map(set, played))):
+      block = {
+        (domain, run.seed): status.successes(files[step])[
+          f"step {step}", domain
+        ]
+        for run, files in zip(runs, played, strict=True)
+      }
+      names = f"{domain}, step {step} of arm {runs[0].arm} and base"
+      change = compare.paired(block, base, names)
+      at.append(float(np.mean([logged[step] for logged in turns])))
+      scores.append(scores[0] + change)
+    return Curve(np.array(at), np.stack(scores))
+
   def _blocks(self, domain, arm, suite, of):
     return {
       (domain, seed): {task: tasks[task] for task in filter(of, tasks)}
@@ -181,6 +239,7 @@ def tables(matrix: Matrix) -> list[Table]:
   found = [in_domain(matrix), out_of_domain(matrix)]
   found.append(by_domain(matrix))
   found += [ablations(matrix, domain) for domain in matrix.domains]
+  found += [turns_at(matrix, domain) for domain in matrix.domains]
   found.append(cost(matrix))
   return [table for table in found if table.rows]
 
@@ -291,6 +350,70 @@ def ablations(matrix: Matrix, domain: str) -> Table:
   )  # fmt: skip
 
 
+def turns_at(matrix: Matrix, domain: str) -> Table:
+  """Figure 1 in numbers: the rollout turns that an equal success took.
+
+  Equal is the lower of the arms' best successes; curves are straight between
+  checkpoints. A draw of the bootstrap in which an arm never rose above the
+  base policy has no ratio, and counts as one at either end of the interval.
+  """
+  curves = matrix.curves(domain)
+  rows = []
+  if PIVOTRL in curves:
+    turns = [curve.turns for curve in curves.values()]
+    scores = np.concatenate([curve.scores for curve in curves.values()])
+    parts = np.cumsum([len(own) for own in turns])[:-1]
+    drawn = intervals.redrawn_means(scores, np.random.default_rng(0), _DRAWS)
+    taken = np.array([
+      turns_to_equal(turns, np.split(means, parts))
+      for means in [scores.mean((1, 2)), *drawn.T]
+    ])  # fmt: skip
+    ours = taken[:, list(curves).index(PIVOTRL)]
+    for i, (arm, curve) in enumerate(curves.items()):
+      ratio = np.divide(
+        taken[:, i], ours, where=ours > 0, out=np.full(len(ours), np.nan)
+      )
+      low = np.quantile(np.nan_to_num(ratio, nan=0.0), 0.025)
+      high = np.quantile(np.nan_to_num(ratio, nan=np.inf), 0.975)
+      best = curve.scores.mean((1, 2)).max()
+      rows.append((
+        arm, f"{100 * best:.1f}", f"{taken[0, i]:,.0f}",
+        "" if arm == PIVOTRL else f"{ratio[0]:.2f} ({low:.2f} to {high:.2f})",
+      ))  # fmt: skip
+  return Table(
+    f"turns_{domain}", f"Figure 1. Rollout turns on {domain}",
+    ("arm", "best success", "turns to equal success", "over PivotRL's"),
+    rows if len(rows) > 1 else [], (), _note(matrix, list(curves), domain),
+  )  # fmt: skip
+
+
+_DRAWS = 2_000  # Of the bootstrap of curves.
+
+
+def turns_to_equal(
+  turns: Sequence[np.ndarray], means: Sequence[np.ndarray]
+) -> list[float]:
+  """Where each curve first reaches the lower of their highest points.
+
+  Args:
+    turns: `[C]` an arm, rising.
+    means: `[C]` an arm, success there.
+
+  Returns:
+    Turns of each arm.
+  """
+  level = min(own.max() for own in means)
+  found = []
+  for at, own in zip(turns, means, strict=True):
+    i = int(np.argmax(own >= level))
+    if i == 0:
+      found.append(float(at[0]))
+      continue
+    part = (level - own[i - 1]) / (own[i] - own[i - 1])
+    found.append(float(at[i - 1] + part * (at[i] - at[i - 1])))
+  return found
+
+
 def _kind(task):
   """`tau-retail-eval-7` is of kind retail; others have none."""
   parts = task.split("-")
@@ -299,6 +422,7 @@ def _kind(task):
 
 # Column of the table of signals -> metric, and whether of the last tenth.
 _STD = "signal/reward_std"
+_TURNS = "rollout/turns_total"
 _SIGNALS = {
   "reward std, first tenth": (_STD, False),
   "reward std, last tenth": (_STD, True),
@@ -306,7 +430,7 @@ _SIGNALS = {
   "held-out Kendall tau, last": ("heldout/tau", True),
   "KL inside pairs, last": ("ordering/kl_inside", True),
   "KL outside, last": ("ordering/kl_outside", True),
-  "rollout turns": ("rollout/turns_total", True),
+  "rollout turns": (_TURNS, True),
 }
 
 
@@ -340,7 +464,7 @@ def _tenth(rows, name, *, last):
   count = max(1, len(values) // 10)
   if not values:
     return None
-  if name == "rollout/turns_total":
+  if name == _TURNS:
     return values[-1]
   return float(np.mean(values[-count:] if last else values[:count]))
 
@@ -410,6 +534,31 @@ def _flat(row, wide: Iterable[bool]):
       yield cell
 
 
+def figure1(matrix: Matrix, out: pathlib.Path) -> None:
+  """Success over rollout turns, a panel a domain, a line an arm."""
+  curves = {domain: matrix.curves(domain) for domain in matrix.domains}
+  curves = {domain: found for domain, found in curves.items() if found}
+  if not curves:
+    return
+  figure, axes = plt.subplots(
+    1, len(curves), figsize=(4.6 * len(curves), 3.2), squeeze=False
+  )
+  for ax, (domain, arms) in zip(axes[0], curves.items(), strict=True):
+    for arm, curve in arms.items():
+      ax.plot(
+        curve.turns, 100 * curve.scores.mean((1, 2)), marker=".", label=arm
+      )
+    ax.set(title=domain, xlabel="rollout turns", ylabel="success, %")
+    ax.legend(frameon=False, fontsize=8)
+  _save(figure, out / "figure1.png")
+
+
+def _save(figure, path):
+  figure.tight_layout()
+  figure.savefig(path, dpi=120, metadata={"Software": None})
+  plt.close(figure)
+
+
 def figure3(matrix: Matrix, out: pathlib.Path) -> None:
   """Std of groups' rewards over training, a panel a domain, a line an arm."""
   panels = matrix.domains
@@ -427,9 +576,7 @@ def figure3(matrix: Matrix, out: pathlib.Path) -> None:
     ax.set(title=domain, xlabel="step", ylabel="std of a group's rewards")
     if by_arm:
       ax.legend(frameon=False, fontsize=8)
-  figure.tight_layout()
-  figure.savefig(out / "figure3.png", dpi=120, metadata={"Software": None})
-  plt.close(figure)
+  _save(figure, out / "figure3.png")
 
 
 def _averaged(seeds):
@@ -455,6 +602,7 @@ def write(root: pathlib.Path, out: pathlib.Path) -> str:
     "Success in percent, differences in points, with bootstrap 95 % intervals"
     f" over seeds and tasks; `python launchers/tables.py {root.name}`.\n"
   )
+  figure1(matrix, out)
   figure3(matrix, out)
   for table in found:
     write_csv(table, out / f"{table.name}.csv")

@@ -56,11 +56,11 @@ def _evaluate(config, name, policy):
   """Rows of evals.jsonl of one policy."""
   rows = []
   engine = policy_lib.engine(policy, config)
-  _prepare(config, policy, engine)
+  prepare(config, policy, engine)
   compiled = compilations.Compilations()
   for seed in range(config.evaluation.seeds):
     started = time.monotonic()
-    episodes = _world(config, policy, engine, seed)
+    episodes = in_world(config, policy, engine, seed)
     asked = _questions(config, policy, engine, seed)
     compiled.log("evaluate", f"{name}, seed {seed}", warm=True)
     rows += [{"policy": name} | row for row in episodes + asked]
@@ -73,7 +73,9 @@ def _evaluate(config, name, policy):
   return rows
 
 
-def _prepare(config, policy, engine):
+def prepare(
+  config: Any, policy: policy_lib.Policy, engine: base.Engine
+) -> None:
   """Readies the engine for episodes and questions of any length."""
   tasks = config.evaluation.tasks if worlds.of(config) else 0
   count = max(tasks, config.evaluation.questions)
@@ -88,8 +90,20 @@ def _prepare(config, policy, engine):
   )
 
 
-def _world(config, policy, engine, seed):
-  """Rows of evals.jsonl from the run's world; none with data of its own."""
+def in_world(
+  config: Any, policy: policy_lib.Policy, engine: base.Engine, seed: int
+) -> list[dict[str, Any]]:
+  """Rows of evals.jsonl from the run's world, but for the policy's name.
+
+  Args:
+    config: the run's.
+    policy: how it reads and writes.
+    engine: has its parameters.
+    seed: which episode of each task.
+
+  Returns:
+    One a task; none where the run has data of its own.
+  """
   name = worlds.of(config)
   if name is None or not config.evaluation.tasks:
     return []

@@ -114,13 +114,30 @@ def bootstrap_mean(
   rng = np.random.default_rng(seed)
   total = np.zeros(draws)
   for values in groups:
-    weights = [
-      rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in values.shape
-    ]
-    total += ((weights[0] @ values) * weights[1]).sum(-1)
+    total += redrawn_means(values, rng, draws)
   mean = float(np.mean([np.mean(values) for values in groups]))
   low, high = np.quantile(total / len(groups), [0.025, 0.975])
   return mean, float(low), float(high)
+
+
+def redrawn_means(
+  values: np.ndarray, rng: np.random.Generator, draws: int
+) -> np.ndarray:
+  """Means of scores whose seeds and tasks are drawn anew.
+
+  Args:
+    values: `[..., S, T]` scores by seed and task; what stands before is drawn
+      alike.
+    rng: draws.
+    draws: how often.
+
+  Returns:
+    `[..., draws]`.
+  """
+  seeds, tasks = (
+    rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in values.shape[-2:]
+  )
+  return ((seeds @ values) * tasks).sum(-1)
 
 
 def pass_at_k(successes: int, count: int, k: int) -> float:

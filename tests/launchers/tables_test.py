@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 
 import numpy as np
@@ -117,6 +118,65 @@ def test_signals_are_means_over_seeds(root):
   assert rows["tau", "pivotrl"][:2] == ("0.4", "0.3")
   assert rows["tau", "pivotrl"][-1] == "200"
   assert rows["tau", "sft"] == ("",) * 7
+
+
+def test_turns_to_equal_success_by_hand():
+  # The lower of the best is 0.5. The first has 0.4 at 10 and 0.6 at 20: 15;
+  # the second is there at 80.
+  turns = [np.array([0, 10, 20]), np.array([0, 40, 80])]
+  means = [np.array([0.2, 0.4, 0.6]), np.array([0.2, 0.2, 0.5])]
+  assert tables.turns_to_equal(turns, means) == [15.0, 80.0]
+  # Nothing rose: no turn is needed.
+  flat = [np.array([0.2, 0.1, 0.2]), means[1]]
+  assert tables.turns_to_equal(turns, flat) == [0.0, 0.0]
+
+
+def _play(root, arm, seed, bits_at):
+  """A curve of swe's four tasks: step -> their success."""
+  folder = root / f"{arm},swe,{seed}" / tables.CURVE
+  folder.mkdir(exist_ok=True)
+  for step, bits in bits_at.items():
+    rows = [
+      {"policy": f"step {step}", "suite": "swe", "task": f"swe-eval-{i}",
+       "seed": 0, "success": bit == "1"}
+      for i, bit in enumerate(bits)
+    ]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"{step}.jsonl").write_text(text)
+
+
+def test_curves_of_success_over_turns(root, tmp_path):
+  # PivotRL, of 100 turns a step, succeeds at 2 and 4 of four tasks; another
+  # arm, of 400, at 1 and 3; both base policies at none.
+  sft = root / "sft,swe,0"
+  shutil.copyfile(
+    root / "pivotrl,swe,0" / "metrics.jsonl", sft / "metrics.jsonl"
+  )
+  text = (sft / "metrics.jsonl").read_text()
+  (sft / "metrics.jsonl").write_text(
+    text.replace("100.0", "400.0").replace("200.0", "800.0")
+  )
+  _play(root, "pivotrl", 0, {1: "1100", 2: "1111"})
+  _play(root, "sft", 0, {1: "1000", 2: "1110"})
+  # A seed that the other arm has not.
+  _play(root, "pivotrl", 1, {1: "1111", 2: "1111"})
+  matrix = tables.Matrix(tables.load(root)[0])
+  curves = matrix.curves("swe")
+  assert list(curves["pivotrl"].turns) == [0, 100, 200]
+  assert list(curves["sft"].turns) == [0, 400, 800]
+  assert curves["pivotrl"].scores.shape == (3, 1, 4)
+  assert list(curves["pivotrl"].scores.mean((1, 2))) == [0.0, 0.5, 1.0]
+  rows = {row[0]: row[1:] for row in tables.turns_at(matrix, "swe").rows}
+  # 0.75 is equal: PivotRL halfway from 100 to 200, the other at 800.
+  assert rows["pivotrl"] == ("100.0", "150", "")
+  assert rows["sft"][:2] == ("75.0", "800")
+  assert rows["sft"][2].startswith("5.33 (")
+  text = tables.write(root, tmp_path / "out")
+  assert "Figure 1. Rollout turns on swe" in text
+  assert (tmp_path / "out" / "figure1.png").stat().st_size > 1000
+  _play(root, "sft", 0, {2: "111"})
+  with pytest.raises(errors.InputError, match="step 2 of arm sft and base"):
+    matrix.curves("swe")
 
 
 def test_written(root, tmp_path):
