@@ -5,7 +5,7 @@
 Of a root of `sweeps/paper.py`, finished or not: what is there is shown, with
 how many runs it is of. Success in percent, differences in points, paired on
 seeds and tasks, with bootstrap 95 % intervals over both. Writes tables.md, a
-CSV a table, and a PNG a figure.
+CSV a table, a PNG a figure, and tables.html with all of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app
 from absl import flags
+import jinja2
 import matplotlib
 import numpy as np
 
@@ -39,6 +40,7 @@ from pivotrl_jax.report import tables as report_tables
 _OUT = flags.DEFINE_string("out", "launchers/tables", "Folder to write.")
 
 BASE, SFT, PIVOTRL = compare.BASE, "sft", "pivotrl"
+_TEMPLATE = pathlib.Path(__file__).with_name("tables.html.jinja")
 CURVE = "curve"  # Folder of a workdir, see launchers/curve.py.
 # Score of each task, by seed.
 Scores = Mapping[int, Mapping[str, float]]
@@ -493,9 +495,9 @@ def _note(matrix, arms, domain=""):
   return f"{len(runs)} runs, {seeds} seeds, {of} tasks a run; {revisions}"
 
 
-def markdown(table: Table) -> str:
-  """Of a table, in percent and points."""
-  body = [
+def shown(table: Table) -> list[tuple[str, ...]]:
+  """Rows of a table as text, in percent and points."""
+  return [
     tuple(
       cell
       if isinstance(cell, str)
@@ -504,7 +506,11 @@ def markdown(table: Table) -> str:
     )
     for row in table.rows
   ]
-  drawn = report_tables.markdown((table.head, body))
+
+
+def markdown(table: Table) -> str:
+  """A table with its title and note."""
+  drawn = report_tables.markdown((table.head, shown(table)))
   return f"### {table.title}\n\n{drawn}\n{table.note}\n"
 
 
@@ -534,12 +540,14 @@ def _flat(row, wide: Iterable[bool]):
       yield cell
 
 
-def figure1(matrix: Matrix, out: pathlib.Path) -> None:
-  """Success over rollout turns, a panel a domain, a line an arm."""
+def figure1(matrix: Matrix, out: pathlib.Path) -> list[str]:
+  """Success over rollout turns, a panel a domain, a line an arm; its file's
+  name, none where no checkpoint was played.
+  """
   curves = {domain: matrix.curves(domain) for domain in matrix.domains}
   curves = {domain: found for domain, found in curves.items() if found}
   if not curves:
-    return
+    return []
   figure, axes = plt.subplots(
     1, len(curves), figsize=(4.6 * len(curves), 3.2), squeeze=False
   )
@@ -550,17 +558,20 @@ def figure1(matrix: Matrix, out: pathlib.Path) -> None:
       )
     ax.set(title=domain, xlabel="rollout turns", ylabel="success, %")
     ax.legend(frameon=False, fontsize=8)
-  _save(figure, out / "figure1.png")
+  return _save(figure, out / "figure1.png")
 
 
 def _save(figure, path):
   figure.tight_layout()
   figure.savefig(path, dpi=120, metadata={"Software": None})
   plt.close(figure)
+  return [path.name]
 
 
-def figure3(matrix: Matrix, out: pathlib.Path) -> None:
-  """Std of groups' rewards over training, a panel a domain, a line an arm."""
+def figure3(matrix: Matrix, out: pathlib.Path) -> list[str]:
+  """Std of groups' rewards over training, a panel a domain, a line an arm; its
+  file's name.
+  """
   panels = matrix.domains
   figure, axes = plt.subplots(
     1, len(panels), figsize=(4.6 * len(panels), 3.2), squeeze=False
@@ -576,7 +587,7 @@ def figure3(matrix: Matrix, out: pathlib.Path) -> None:
     ax.set(title=domain, xlabel="step", ylabel="std of a group's rewards")
     if by_arm:
       ax.legend(frameon=False, fontsize=8)
-  _save(figure, out / "figure3.png")
+  return _save(figure, out / "figure3.png")
 
 
 def _averaged(seeds):
@@ -594,20 +605,27 @@ def write(root: pathlib.Path, out: pathlib.Path) -> str:
   runs, others = load(root)
   matrix = Matrix(runs)
   found = tables(matrix)
-  out.mkdir(parents=True, exist_ok=True)
-  parts = [markdown(table) for table in found]
-  if others:
-    parts.append(f"Not done: {'; '.join(others)}\n")
-  parts.append(
+  lines = [
     "Success in percent, differences in points, with bootstrap 95 % intervals"
-    f" over seeds and tasks; `python launchers/tables.py {root.name}`.\n"
-  )
-  figure1(matrix, out)
-  figure3(matrix, out)
+    f" over seeds and tasks; `python launchers/tables.py {root.name}`."
+  ]
+  if others:
+    lines.append(f"Not done: {'; '.join(others)}")
+  out.mkdir(parents=True, exist_ok=True)
+  figures = figure1(matrix, out) + figure3(matrix, out)
   for table in found:
     write_csv(table, out / f"{table.name}.csv")
-  text = "\n".join(parts)
-  (out / "tables.md").write_text(text, encoding="utf-8")
+  text = "\n".join([*map(markdown, found), "\n\n".join(lines), ""])
+  records.write_text(out / "tables.md", [text])
+  template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
+    _TEMPLATE.read_text(encoding="utf-8")
+  )
+  page = template.render(
+    lines=lines,
+    tables=[(table, shown(table)) for table in found],
+    figures=figures,
+  )
+  records.write_text(out / "tables.html", [page])
   return text
 
 

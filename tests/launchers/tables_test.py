@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import time
 
@@ -191,6 +192,11 @@ def test_written(root, tmp_path):
   low, high = (float(rows[0]["base" + end]) for end in ("_low", "_high"))
   assert low <= 0.25 <= high
   assert (out / "figure3.png").stat().st_size > 1000
+  page = (out / "tables.html").read_text(encoding="utf-8")
+  cells = re.findall("<td>(.*?)</td>", page)
+  assert "tau" in cells and any(cell.startswith("+50.0 (") for cell in cells)
+  assert page.count("<table>") == text.count("### ")
+  assert 'src="figure3.png"' in page and "figure1" not in page
 
 
 def test_runs_that_cannot_be_paired(root):
