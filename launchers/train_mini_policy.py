@@ -62,7 +62,8 @@ class Every:
 
 def config_json(vocabulary: int, hidden: int, layers: int) -> dict[str, Any]:
   """The mini policy's config.json."""
-  heads = hidden // 32
+  # A power of 2, so that the axes of most meshes divide them.
+  heads = 1 << ((hidden // 32).bit_length() - 1)
   return {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
