@@ -21,11 +21,12 @@ POOR = {
   "swe": 0.25, "tau": 0.25, "terminal": 0.35, "terminal_calls": 0.35,
   "search": 0.25,
 }  # fmt: skip
-# World or suite -> its share of the chats, relative. Episodes are some ten
-# times as long as questions.
+# World or suite -> its share of the chats, relative: more of what is learned
+# late. Episodes are some ten times as long as questions.
 SHARES: dict[str, float] = {
   "swe": 2.0, "tau": 2.0, "terminal": 2.0, "terminal_calls": 1.0, "search": 2.0,
-  **dict.fromkeys(suites.SUITES, 2.0),
+  "instructions": 4.0, "contest": 4.0, "arithmetic": 4.0, "programs": 1.0,
+  "formulas": 1.0, "knowledge": 5.0, "languages": 3.0, "translation": 2.0,
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Facts and words in German, French and Spanish; the answer is a short text.
+"""Facts and words in German, French and Spanish; the answer is a short
+text, that of the right choice.
 
 As in `knowledge`, the facts are in the training split too.
 """
@@ -23,19 +24,18 @@ _ASKED = (
 
 
 def make(rng: np.random.Generator) -> base.Draft:
-  """A question with five choices; to be answered with letter and text."""
+  """A question with five choices; to be answered with the text of one."""
   language = int(rng.integers(len(_ASKED)))
   kind = int(rng.integers(2))
   table = _table(language, kind)
   topic = envs_base.pick(rng, tuple(table))
   question = _ASKED[language][kind].format(x=topic)
-  prompt, letter = knowledge.choices(rng, question, table, topic)
-  answer = f"{letter}: {table[topic]}"
-  return base.Draft(prompt, answer, {"answer": answer})
+  prompt, _ = knowledge.choices(rng, question, table, topic)
+  return base.Draft(prompt, table[topic], {"answer": table[topic]})
 
 
 def grade(check: dict[str, Any], text: str) -> bool:
-  """Whether letter and text are those of the right choice."""
+  """Whether the text is that of the right choice."""
   return base.normal(text) == base.normal(check["answer"])
 
 
