@@ -41,7 +41,7 @@ def test_400_are_held_out_and_the_splits_share_none(name):
   ids = {q.id for qs in found.values() for q in qs}
   assert len(ids) == 700
   if name != "knowledge":  # The answers of the others are texts.
-    short = sum(len(q.draft.answer) < 4 for q in found["eval"])
+    short = sum(len(q.draft.answer) < 3 for q in found["eval"])
     assert short == 0
 
 
