@@ -112,7 +112,8 @@ def _embedded(domain):
   )
   config.warm_start = _section(
     steps=0,  # SFT steps before profiling; 0 = none.
-    trajectories=20,  # The first so many, which are then not profiled.
+    trajectories=20,  # The first so many.
+    reuse=False,  # Profile those as well.
     learning_rate=1e-3,
   )
   config.profile = _section(

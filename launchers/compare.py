@@ -88,7 +88,9 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
     block = row.job.config, row.job.seed
     found = status.successes(path / row.job.name / "evals.jsonl")
     for (policy, suite), tasks in found.items():
-      arm = BASE if policy == "base" else row.job.arm
+      if policy == BASE and row.job.is_warm:
+        continue
+      arm = BASE if policy == BASE else row.job.arm
       blocks = scores.setdefault(suite, {}).setdefault(arm, {})
       if arm != BASE and block in blocks:
         raise errors.InputError(

@@ -56,6 +56,7 @@ class Run:
     seed: of its config.
     path: its workdir.
     revision: of the code.
+    has_base: whether its policy before training is that of the other arms.
   """
 
   domain: str
@@ -63,6 +64,7 @@ class Run:
   seed: int
   path: pathlib.Path
   revision: str
+  has_base: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Matrix:
     for run in self.runs:
       found = status.successes(run.path / "evals.jsonl")
       for (policy, suite), tasks in found.items():
+        if policy == BASE and not run.has_base:
+          continue
         arm = BASE if policy == BASE else run.arm
         seeds = self._scores.setdefault((run.domain, arm, suite), {})
         if arm != BASE and run.seed in seeds:
@@ -228,7 +232,7 @@ def load(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     done.append(
       Run(
         config["domain"], row.job.arm, row.job.seed, path,
-        stands.revision or "",
+        stands.revision or "", not row.job.is_warm,
       )
     )  # fmt: skip
   if not done:

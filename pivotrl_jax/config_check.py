@@ -158,6 +158,7 @@ RULES = {
   "engine.patience": _above(0),
   "warm_start.steps": _whole(0),
   "warm_start.trajectories": _whole(1),
+  "warm_start.reuse": _FLAG,
   "warm_start.learning_rate": _above(0),
   "profile.group_size": _whole(2),
   "profile.trajectories": _whole(0),
@@ -506,7 +507,10 @@ def _without_effect(config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
   yield (
     not config.warm_start.steps,
     "warm_start.steps=0",
-    ("warm_start.trajectories", "warm_start.learning_rate"),
+    (
+      "warm_start.trajectories", "warm_start.reuse",
+      "warm_start.learning_rate",
+    ),
   )
   yield config.optimizer != "natural", "optimizer=adam", ("natural",)
   yield config.optimizer == "natural", "optimizer=natural", state_lib.ADAM

@@ -87,6 +87,7 @@ STAGES = {
       "data.max_prompt_tokens", "data.reasoning", "data.empty_thinking",
       "model", "warm_start", "sft", "seed", "train.freeze_router",
     ),
+    but=("warm_start.reuse",),
     inputs=("trajectories.jsonl", "candidates.jsonl"),
     outputs=("warm_start",),
     changed="refuse",
@@ -405,6 +406,8 @@ def _idle(config, name):
     idle.append("profile.part")
   if not config.train.router_aux_loss_coef:
     idle.append("train.router_count")
+  if not config.warm_start.reuse:
+    idle.append("warm_start.reuse")
   if not config.warm_start.steps:
     idle += ["warm_start.trajectories", "warm_start.learning_rate"]
   elif name not in ("candidates", "warm_start", "rescore"):

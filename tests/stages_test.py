@@ -66,6 +66,10 @@ def test_a_warm_start_counts_by_what_it_made():
   assert "model.path" not in stages.given(on, "profile")
   # Turns are counted by the tokenizer that is given.
   assert "model.path" in stages.given(on, "candidates")
+  # What it saw is profiled too, or not.
+  reuse = _config(**{"warm_start.steps": 3, "warm_start.reuse": True})
+  assert stages.lineage(on, "warm_start") == stages.lineage(reuse, "warm_start")
+  assert stages.lineage(on, "profile") != stages.lineage(reuse, "profile")
   other = _config(**{"warm_start.steps": 3, "warm_start.learning_rate": 1.0})
   assert stages.given(on, "profile") == stages.given(other, "profile")
   assert stages.lineage(on, "profile") != stages.lineage(other, "profile")

@@ -42,6 +42,13 @@ class Job:
   stages: tuple[str, ...]
   needs: tuple[str, ...] = ()
 
+  @property
+  def is_warm(self) -> bool:
+    """Whether its policy before training is one of its own, by a warm start:
+    no base that other arms can be compared with.
+    """
+    return bool(self.overrides.get("warm_start.steps"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

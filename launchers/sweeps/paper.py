@@ -28,6 +28,13 @@ SFT = {
   "arm": "sft", "method": "sft", "train.learning_rate": 3e-4,
   "train.steps": 40, "sft.turns": 64,
 }  # fmt: skip
+# From SFT's checkpoint, on the same trajectories: all.
+SFT_PIVOTRL = {
+  "arm": "sft_pivotrl", "method": "pivotrl", "warm_start.reuse": True,
+  "warm_start.trajectories": 1_000_000, "sft.turns": SFT["sft.turns"],
+  "warm_start.steps": SFT["train.steps"],
+  "warm_start.learning_rate": SFT["train.learning_rate"],
+}  # fmt: skip
 E2E = {"arm": "e2e", "method": "e2e"}
 # All checkpoints stay: Figure 1 is of success over rollout turns.
 CURVE = {"train.save_every": 5, "train.keep_checkpoints": 1000}
@@ -45,7 +52,7 @@ def get_sweep(scale: str = "mini") -> sweep.Grid:
 def _domain(name, scale):
   arms = [PIVOTRL, SFT]
   if name == "tau":
-    arms = [*arms, *ABLATIONS]
+    arms = [*arms, SFT_PIVOTRL, *ABLATIONS]
   if name == "swe":
     arms = [PIVOTRL | CURVE, SFT, E2E | CURVE]
   if scale == "mini":

@@ -20,7 +20,8 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count**2))
     / (1 + z2 / count)
   )
-  return max(0.0, centre - half), min(1.0, centre + half)
+  # Which has the rate in it, whatever is rounded.
+  return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
 
 
 def paired_difference(

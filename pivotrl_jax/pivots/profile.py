@@ -59,9 +59,7 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
     spread.load(*made(), policy.version)
     return made()[0]
 
-  return profile_all(
-    config, workdir, policy.tokenizer, policy.version, engines
-  )
+  return profile_all(config, workdir, policy.tokenizer, policy.version, engines)
 
 
 def _stays(workdir):
@@ -142,7 +140,9 @@ def profile_all(
 
 def _rows(path):
   """The file that grows, in the process that writes it; else None."""
-  return records.Appender(path) if hosts.is_first() else contextlib.nullcontext()
+  return (
+    records.Appender(path) if hosts.is_first() else contextlib.nullcontext()
+  )
 
 
 def _done(tokenizer, score, trajectories, work, out):
@@ -174,9 +174,7 @@ def again(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / "profiles" / f"{step}.jsonl"
 
 
-def _sampled(
-  config, tokenizer, version, engines, score, batches, done, step
-):
+def _sampled(config, tokenizer, version, engines, score, batches, done, step):
   """Yields (turns, rows, counts) of each batch of turns that is not done.
 
   As many batches are sampled at once as there are engines in all processes.
@@ -305,20 +303,23 @@ def statistics(verdicts: Sequence[types.Verdict]) -> dict[str, Any]:
 
 
 def _work(config, workdir):
-  """Candidates to profile, a list a trajectory, without the warm start's."""
+  """Candidates to profile, a list a trajectory, without the warm start's but
+  where they are reused.
+  """
   rows = records.read_candidates(workdir / "candidates.jsonl")
   by_trajectory = [
     list(group)
     for _, group in itertools.groupby(rows, lambda c: c.trajectory_id)
   ]
-  if config.warm_start.steps:
-    by_trajectory = by_trajectory[config.warm_start.trajectories :]
+  warm = config.warm_start
+  if warm.steps and not warm.reuse:
+    by_trajectory = by_trajectory[warm.trajectories :]
   if config.profile.trajectories:
     by_trajectory = by_trajectory[: config.profile.trajectories]
   if not by_trajectory:
     raise errors.InputError(
       f"{workdir}/candidates.jsonl: no trajectory left to profile; expected"
-      f" more than warm_start.trajectories={config.warm_start.trajectories}"
+      f" more than warm_start.trajectories={warm.trajectories}"
     )
   return by_trajectory
 

@@ -1,6 +1,7 @@
 """Success by arm: what is paired, what is missing, by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 import time
@@ -93,3 +94,29 @@ def test_what_cannot_be_compared_is_refused(root):
   file.write_text(file.read_text().replace('"t3"', '"t9"'))
   with pytest.raises(errors.InputError, match="seed 0: evaluated on other"):
     compare.compare(root)
+
+
+def test_a_warm_start_is_no_base(root):
+  # Its own policy before training solves all.
+  job = dataclasses.replace(
+    _job("warm", 2), overrides={"seed": 2, "warm_start.steps": 4}
+  )
+  path = root / job.name
+  path.mkdir()
+  attempt.record(path, started=time.time(), command=job.command)
+  attempt.record(path, ended=time.time(), status=0, cause="")
+  evals = [
+    {"policy": policy, "suite": "swe", "task": f"t{i}", "seed": 0,
+     "success": True}
+    for policy in ("base", "trained") for i in range(4)
+  ]  # fmt: skip
+  text = "".join(json.dumps(row) + "\n" for row in evals)
+  (path / "evals.jsonl").write_text(text)
+  before = compare.compare(root)[0]
+  rows = root_lib.read(root)
+  root_lib.write(
+    root, [*rows, root_lib.Row(job, False, status.Status("waiting"))]
+  )
+  base, *arms = compare.compare(root)
+  assert base.success == before.success
+  assert [line.arm for line in arms][-1] == "warm"

@@ -121,6 +121,12 @@ def test_a_training_is_named_by_what_it_must_keep(whole):
   assert name("--answer_weight=1.0") != name()
 
 
+@pytest.mark.parametrize("hidden, heads", [(32, 1), (96, 2), (160, 4)])
+def test_heads_are_a_power_of_two(hidden, heads):
+  found = train_mini_policy.config_json(2048, hidden, 1)
+  assert found["num_attention_heads"] == found["num_key_value_heads"] == heads
+
+
 def test_it_goes_on_with_nothing_else(whole):
   options = _options(whole)
   config = qwen3.config_from_hf(train_mini_policy.config_json(2048, 32, 1))

@@ -242,3 +242,20 @@ def test_demonstrations_that_all_are_too_long_are_said_before(
     _run(config, workdir, _Engine())
   assert "config.rollout.max_tokens=2 is less than" in caplog.text
   assert "of 3 demonstrations" in caplog.text
+
+
+def test_the_warm_starts_trajectories_are_profiled_where_they_are_reused(
+  tmp_path,
+):
+  config, workdir = terminal.get_config("tiny"), _workdir(tmp_path / "w")
+
+  def names():
+    return [g[0].trajectory_id for g in profile._work(config, workdir)]
+
+  config.profile.trajectories = 0
+  config.warm_start.trajectories = 2
+  assert names() == ["t0", "t1", "t2"]
+  config.warm_start.steps = 1
+  assert names() == ["t2"]
+  config.warm_start.reuse = True
+  assert names() == ["t0", "t1", "t2"]

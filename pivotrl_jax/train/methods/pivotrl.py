@@ -25,7 +25,7 @@ from pivotrl_jax.train import step as step_lib
 # What profiling again reads.
 _AGAIN = (
   "data.max_prompt_tokens", "profile", "pivots", "select",
-  "warm_start.trajectories",
+  "warm_start.trajectories", "warm_start.reuse",
 )  # fmt: skip
 READS = {
   "config": (
