@@ -86,11 +86,8 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
   scores: dict[str, dict[str, dict[Block, dict[str, float]]]] = {}
   for row in (row for row in rows if stands[row.job.name] == "done"):
     block = row.job.config, row.job.seed
-    found = status.successes(path / row.job.name / "evals.jsonl")
-    for (policy, suite), tasks in found.items():
-      if policy == BASE and row.job.is_warm:
-        continue
-      arm = BASE if policy == BASE else row.job.arm
+    found = by_arm(path / row.job.name, row.job.arm, is_warm=row.job.is_warm)
+    for (arm, suite), tasks in found.items():
       blocks = scores.setdefault(suite, {}).setdefault(arm, {})
       if arm != BASE and block in blocks:
         raise errors.InputError(
@@ -105,6 +102,24 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
     for suite, by_arm in scores.items()
     for arm in [BASE, *arms]
   ]
+
+
+def by_arm(
+  workdir: pathlib.Path, arm: str, *, is_warm: bool
+) -> dict[tuple[str, str], dict[str, float]]:
+  """(arm, suite) -> task -> score, of a run and of its base policy.
+
+  Args:
+    workdir: of the run.
+    arm: of the trained policy.
+    is_warm: see `root.Job.is_warm`; then without the policy before training.
+  """
+  found = status.successes(workdir / "evals.jsonl")
+  return {
+    (BASE if policy == BASE else arm, suite): tasks
+    for (policy, suite), tasks in found.items()
+    if not (is_warm and policy == BASE)
+  }
 
 
 def _line(suite, arm, by_arm, against, rows, stands):
@@ -227,11 +242,7 @@ def write_csv(lines: Sequence[Line], out) -> None:
 
 def main(argv: Sequence[str]) -> None:
   try:
-    if len(argv) != 2:
-      raise errors.InputError(
-        f"{len(argv) - 1} folders; expected one, of a sweep"
-      )
-    path = pathlib.Path(argv[1])
+    path = root_lib.given(argv)
     lines = compare(path, _AGAINST.value)
   except errors.InputError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ import ml_collections
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launchers import tables
+from launchers.runs import root as root_lib
 from pivotrl_jax import errors
 from pivotrl_jax import main as main_lib
 from pivotrl_jax.data import records
@@ -73,11 +74,7 @@ def play(workdir: pathlib.Path) -> list[pathlib.Path]:
 def main(argv: Sequence[str]) -> None:
   main_lib.keep_programs()
   try:
-    if len(argv) != 2:
-      raise errors.InputError(
-        f"{len(argv) - 1} folders; expected one, of a sweep"
-      )
-    for run in tables.load(pathlib.Path(argv[1]))[0]:
+    for run in tables.load(root_lib.given(argv))[0]:
       play(run.path)
   except errors.InputError as error:
     print(f"error: {error}", file=sys.stderr)

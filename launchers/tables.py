@@ -56,7 +56,7 @@ class Run:
     seed: of its config.
     path: its workdir.
     revision: of the code.
-    has_base: whether its policy before training is that of the other arms.
+    is_warm: see `root.Job.is_warm`.
   """
 
   domain: str
@@ -64,7 +64,7 @@ class Run:
   seed: int
   path: pathlib.Path
   revision: str
-  has_base: bool
+  is_warm: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +112,8 @@ class Matrix:
     self.runs = list(runs)
     self._scores: dict[tuple[str, str, str], dict[int, Any]] = {}
     for run in self.runs:
-      found = status.successes(run.path / "evals.jsonl")
-      for (policy, suite), tasks in found.items():
-        if policy == BASE and not run.has_base:
-          continue
-        arm = BASE if policy == BASE else run.arm
+      found = compare.by_arm(run.path, run.arm, is_warm=run.is_warm)
+      for (arm, suite), tasks in found.items():
         seeds = self._scores.setdefault((run.domain, arm, suite), {})
         if arm != BASE and run.seed in seeds:
           raise errors.InputError(
@@ -232,7 +229,7 @@ def load(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     done.append(
       Run(
         config["domain"], row.job.arm, row.job.seed, path,
-        stands.revision or "", not row.job.is_warm,
+        stands.revision or "", row.job.is_warm,
       )
     )  # fmt: skip
   if not done:
@@ -635,11 +632,7 @@ def write(root: pathlib.Path, out: pathlib.Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
   try:
-    if len(argv) != 2:
-      raise errors.InputError(
-        f"{len(argv) - 1} folders; expected one, of a sweep"
-      )
-    print(write(pathlib.Path(argv[1]), pathlib.Path(_OUT.value)))
+    print(write(root_lib.given(argv), pathlib.Path(_OUT.value)))
   except errors.InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -65,6 +65,22 @@ class Row:
   status: status.Status
 
 
+def given(argv: Sequence[str]) -> pathlib.Path:
+  """The folder that a command was given.
+
+  Args:
+    argv: its name and arguments, without flags.
+
+  Raises:
+    InputError: none, or more than one.
+  """
+  if len(argv) != 2:
+    raise errors.InputError(
+      f"{len(argv) - 1} folders; expected one, of a sweep"
+    )
+  return pathlib.Path(argv[1])
+
+
 def read(path: pathlib.Path) -> list[Row]:
   """The rows of the index; none where there is no index yet.
 

@@ -125,12 +125,16 @@ def test_shards_are_a_function_of_their_index_and_share_no_episode(shards):
   assert len(first) > 50 and not first & second
 
 
-def test_the_stream_goes_on_anywhere(shards):
-  first = mini_stream.SHARD - 2
+def _streamed(first, count, *, drills):
+  """`count` batches from step `first` on."""
   with mini_stream.opened(
-    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS, drills=0
+    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS, drills=drills
   ) as stream:
-    got = [next(stream) for _ in range(4)]
+    return [next(stream) for _ in range(count)]
+
+
+def test_the_stream_goes_on_anywhere(shards):
+  got = _streamed(mini_stream.SHARD - 2, 4, drills=0)
   wanted = [mini_stream.pack(r, SHAPE) for r in shards[0][-2:] + shards[1][:2]]
   for one, other in zip(got, wanted, strict=True):
     np.testing.assert_array_equal(one.actions, other.actions)
@@ -161,11 +165,7 @@ def test_a_drill_is_runs_said_twice():
 
 
 def test_chats_follow_the_drills(shards):
-  first = mini_stream.SHARD - 1
-  with mini_stream.opened(
-    policy.MINI, 0, first, shape=SHAPE, weights=WEIGHTS, drills=1
-  ) as stream:
-    got = [next(stream) for _ in range(2)]
+  got = _streamed(mini_stream.SHARD - 1, 2, drills=1)
   drill = mini_stream.repeats(policy.MINI, 0, 0, shape=SHAPE)
   for one, rows in zip(got, [drill[-1], shards[1][0]], strict=True):
     np.testing.assert_array_equal(

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
     "--steps=6", "--decay=2", "--hidden=32", "--layers=1", "--tokens=128",
     "--prompts=160", "--width=64", "--drills=0", "--save_every=2",
-  "--log_every=1",
+    "--log_every=1",
 )  # fmt: skip
 
 
