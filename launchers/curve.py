@@ -15,7 +15,6 @@ import sys
 
 from absl import app
 from absl import logging
-import ml_collections
 
 # Runs from a checkout as it is.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -30,6 +29,7 @@ from pivotrl_jax.evaluation import evaluate
 from pivotrl_jax.models import lora
 from pivotrl_jax.train import checkpoints
 from pivotrl_jax.train import loop
+from configs import common
 
 
 def play(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -42,15 +42,14 @@ def play(workdir: pathlib.Path) -> list[pathlib.Path]:
     The files written.
 
   Raises:
-    InputError: a checkpoint is damaged.
+    InputError: a checkpoint is damaged, or its config of another version.
   """
   steps = checkpoints.steps_of(workdir / checkpoints.FOLDER)
   file_of = {n: workdir / tables.CURVE / f"{n}.jsonl" for n in steps}
   missing = [n for n in steps if not file_of[n].exists()]
   if len(steps) < 2 or not missing:
     return []
-  described = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  config = ml_collections.ConfigDict(described["config"])
+  config = _config(workdir / "config.json")
   policy = policy_lib.starting(config, workdir)
   state, policy, base = loop.start(config, policy, loop.optimizer(config))
   engine = policy_lib.engine(policy, config)
@@ -69,6 +68,20 @@ def play(workdir: pathlib.Path) -> list[pathlib.Path]:
     rate = sum(row["success"] for row in rows) / len(rows)
     logging.info("%s: success %.3f", file_of[step], rate)
   return [file_of[n] for n in missing]
+
+
+def _config(file):
+  """A run's; a key that came after the run has its default."""
+  given = json.loads(file.read_text(encoding="utf-8"))["config"]
+  config = common.base(given["domain"], "").lock()
+  try:
+    config.update(given)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    said = str(error.args[0]).partition(". ")[0]
+    raise errors.InputError(
+      f"{file}: {said}; expected a config of this version"
+    ) from error
+  return config
 
 
 def main(argv: Sequence[str]) -> None:

@@ -173,7 +173,9 @@ class Matrix:
     by_arm: dict[str, dict[int, Run]] = {}
     for run in runs:
       by_arm.setdefault(run.arm, {})[run.seed] = run
-    seeds = set.intersection(*map(set, by_arm.values())) if by_arm else set()
+    seeds = set(self.scores(domain, BASE, domain)).intersection(
+      *by_arm.values()
+    )
     return {
       arm: self._curve(domain, [own[seed] for seed in sorted(seeds)])
       for arm, own in by_arm.items()

@@ -16,6 +16,7 @@ import numpy as np
 
 from pivotrl_jax import hosts
 from pivotrl_jax import types
+from pivotrl_jax import workdir as workdir_lib
 from pivotrl_jax.data import records
 from pivotrl_jax.engines import policy as policy_lib
 from pivotrl_jax.engines import spread
@@ -151,11 +152,14 @@ class Reprofile:
 
 
 def _is_there(path: pathlib.Path, version: str) -> bool:
-  """Whether a profile by these parameters is there; others are removed."""
+  """Whether a profile by these parameters is there; another gives way."""
   path.parent.mkdir(exist_ok=True)
   for file in (path, path.with_name(path.name + ".partial")):
     if file.exists() and _policy_of(file) not in (version, None):
-      file.unlink()  # Of other parameters, so of another past.
+      # Of other parameters, so of another past.
+      kept = workdir_lib.free(file.with_name(file.name + ".old"))
+      file.rename(kept)
+      logging.warning("train: %s: of other parameters; now %s", file, kept.name)
   return path.exists()
 
 

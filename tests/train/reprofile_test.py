@@ -98,6 +98,23 @@ def test_what_was_found_is_merged_by_the_same_rule_and_gone_on_with(made):
   )  # fmt: skip
 
 
+def test_a_profile_of_another_past_gives_way_and_is_kept(tmp_path):
+  whole, torn = tmp_path / "5.jsonl", tmp_path / "6.jsonl.partial"
+  _write(whole, [_profile("a", [1, 0], "other")])
+  text = whole.read_bytes()
+  assert not reprofile._is_there(whole, "mine")
+  assert (tmp_path / "5.jsonl.old").read_bytes() == text
+  _write(whole, [_profile("a", [1, 0], "mine")])
+  assert reprofile._is_there(whole, "mine")
+  _write(whole, [_profile("a", [0, 0], "other")])
+  assert not reprofile._is_there(whole, "mine")
+  assert (tmp_path / "5.jsonl.old").read_bytes() == text
+  assert (tmp_path / "5.jsonl.old.2").exists() and not whole.exists()
+  torn.write_bytes(text[:40])  # Of whom is not known yet: it is gone on with.
+  assert not reprofile._is_there(tmp_path / "6.jsonl", "mine")
+  assert torn.exists()
+
+
 def test_keys_of_a_run_that_does_not_are_as_they_were():
   off, on = _config(), _config(again_every=5)
   assert not any(
