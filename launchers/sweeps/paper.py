@@ -22,19 +22,15 @@ ABLATIONS = [
   {"arm": "strict", "reward": "strict"},
   {"arm": "random_strict", "select": "random", "reward": "strict"},
 ]
-# The better of two settings that were measured on swe; for a base policy of
-# all domains `sweeps/tuning.py` is to tell, on validation tasks.
+# Of each domain, what succeeded most on validation tasks (`tuning.py`):
+# learning rate and steps.
 SFT = {
-  "arm": "sft", "method": "sft", "train.learning_rate": 3e-4,
-  "train.steps": 40, "sft.turns": 64,
-}  # fmt: skip
-# From SFT's checkpoint, on the same trajectories: all.
-SFT_PIVOTRL = {
-  "arm": "sft_pivotrl", "method": "pivotrl", "warm_start.reuse": True,
-  "warm_start.trajectories": 1_000_000, "sft.turns": SFT["sft.turns"],
-  "warm_start.steps": SFT["train.steps"],
-  "warm_start.learning_rate": SFT["train.learning_rate"],
-}  # fmt: skip
+  "tau": (3e-4, 40),
+  "swe": (3e-4, 40),
+  "terminal": (3e-4, 40),
+  "search": (3e-4, 40),
+}
+_TURNS = 64  # Of a step of SFT.
 E2E = {"arm": "e2e", "method": "e2e"}
 # All checkpoints stay: Figure 1 is of success over rollout turns.
 CURVE = {"train.save_every": 5, "train.keep_checkpoints": 1000}
@@ -54,11 +50,11 @@ def get_sweep(scale: str = "mini") -> sweep.Grid:
 
 
 def _domain(name, scale, seed):
-  arms = [PIVOTRL, SFT]
+  arms = [PIVOTRL, _sft(name)]
   if name == "tau":
-    arms = [*arms, SFT_PIVOTRL, *ABLATIONS]
+    arms += [_from_sft(name), *ABLATIONS]
   if name == "swe":
-    arms = [PIVOTRL | CURVE, SFT, E2E | CURVE]
+    arms = [PIVOTRL | CURVE, _sft(name), E2E | CURVE]
   if scale == "mini":
     common = {
       "config": f"configs/{name}.py",
@@ -75,3 +71,21 @@ def _domain(name, scale, seed):
   # settings were not published (paper, section 7), so that they are ours.
   arms = [arm for arm in arms if arm["arm"] != "e2e"]
   return sweep.product([common], [{"seed": seed}], arms)
+
+
+def _sft(name):
+  rate, steps = SFT[name]
+  return {
+    "arm": "sft", "method": "sft", "train.learning_rate": rate,
+    "train.steps": steps, "sft.turns": _TURNS,
+  }  # fmt: skip
+
+
+def _from_sft(name):
+  """PivotRL from SFT's checkpoint, on the same trajectories: all."""
+  rate, steps = SFT[name]
+  return {
+    "arm": "sft_pivotrl", "method": "pivotrl", "warm_start.reuse": True,
+    "warm_start.trajectories": 1_000_000, "warm_start.learning_rate": rate,
+    "warm_start.steps": steps, "sft.turns": _TURNS,
+  }  # fmt: skip
