@@ -124,7 +124,7 @@ def test_figures_of_all_layers_lie_on_a_line():
     ({"dry_run.meshes": "64xh1"}, "dry_run.meshes", "64xh100 or v5p-64"),
     ({"dry_run.prompts": "8k"}, "dry_run.prompts", "at least 2"),
     ({"dry_run.layers": "1,2"}, "dry_run.layers", "at least 2"),
-    ({"dry_run.layers": "2,9"}, "dry_run.layers", "the model's 4"),
+    ({"dry_run.layers": "2,9"}, "dry_run.layers", "the model's 5"),
     ({"train.lora_rank": 4}, "train.lora_rank", "expected 0"),
   ],
 )
