@@ -25,10 +25,10 @@ ABLATIONS = [
 # Of each domain, what succeeded most on validation tasks (`tuning.py`):
 # learning rate and steps.
 SFT = {
-  "tau": (3e-4, 40),
-  "swe": (3e-4, 40),
-  "terminal": (3e-4, 40),
-  "search": (3e-4, 40),
+  "tau": (3e-4, 80),
+  "swe": (3e-4, 20),
+  "terminal": (3e-4, 20),
+  "search": (3e-4, 20),
 }
 _TURNS = 64  # Of a step of SFT.
 E2E = {"arm": "e2e", "method": "e2e"}

@@ -22,9 +22,14 @@ def get_sweep() -> sweep.Grid:
     "evaluation.questions": 0,
     "seed": 0,
   }
-  return sweep.product(
-    [common],
+  grid = sweep.product(
     [{"config": f"configs/{name}.py"} for name in DOMAINS],
     sweep.over("train.learning_rate", [3e-4, 1e-3]),
     sweep.over("train.steps", [20, 40, 80]),
   )
+  # There more steps were better.
+  further = [
+    {"config": "configs/tau.py", "train.learning_rate": 3e-4,
+     "train.steps": 160}
+  ]  # fmt: skip
+  return sweep.product([common], sweep.chain(grid, further))
