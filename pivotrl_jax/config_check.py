@@ -184,6 +184,7 @@ RULES = {
   "verifier.judge.max_tokens": _whole(1),
   "verifier.judge.most_failed": _SHARE,
   "verifier.single_step.word_count_similarity_threshold": _SHARE,
+  "verifier.single_step.message_similarity_threshold": _number(0, 0.5),
   "verifier.single_step.floating_point_comparison_threshold": _number(0),
   "verifier.single_step.parallel_tool_call_rewarding": _FLAG,
   "verifier.single_step.allow_subset": _FLAG,

@@ -85,6 +85,7 @@ NONSENSE = {
   "verifier.judge.max_tokens": (0, *WHOLE),
   "verifier.judge.most_failed": (1.1, *REAL),
   "verifier.single_step.word_count_similarity_threshold": (1.1, *REAL),
+  "verifier.single_step.message_similarity_threshold": (0.6, *REAL),
   "verifier.single_step.floating_point_comparison_threshold": REAL,
   "verifier.single_step.allow_subset": ("no",),
   "verifier.single_step.parallel_tool_call_reward_mode": ("f2",),

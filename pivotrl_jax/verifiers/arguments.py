@@ -16,6 +16,8 @@ UNREADABLE = object()
 _COMMAND_KEYS = ("command", "cmd")
 _PATH = re.compile(r"[\w.~\-]*/[\w./~\-]+|[\w\-]+\.[a-z]\w{0,4}\b")
 _DATE = re.compile(r"[\d\s:.,/\-]+")
+_WORD = re.compile(r"[\w$'-]+")
+_NUMBER = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])")
 
 
 class _Constant(float):
@@ -78,6 +80,19 @@ def mismatch(
     elif not _same_leaf(e, g, name, tolerance, words, setting):
       return "argument_value_different"
   return None
+
+
+def same_message(want: str, got: str, words: float) -> bool:
+  """Whether two messages tell the same numbers, in words that overlap.
+
+  Args:
+    want, got: the messages.
+    words: least overlap: shared words over those of both, up to 0.5.
+  """
+  if sorted(_NUMBER.findall(want)) != sorted(_NUMBER.findall(got)):
+    return False
+  left, right = (_WORD.findall(text.lower()) for text in (want, got))
+  return _shared(left, right) >= words * (len(left) + len(right))
 
 
 def _same_kind(e, g, setting):

@@ -21,6 +21,8 @@ DEFAULTS = {
   "allow_subset": False,
   "allow_superset": False,
   "parallel_tool_call_reward_mode": "binary_strict",
+  # 0: any message is as right as the demonstrated one, as in the original.
+  "message_similarity_threshold": 0.0,
 }
 
 
@@ -37,7 +39,7 @@ def verify(
   """See the module; calls beat text on both sides."""
   del tools, row, judge
   if demonstration.type == "message":
-    return _message(action, setting)
+    return _message(demonstration, action, config, setting)
   if action.type == "message":
     return types.Verdict(0.0, "no_expected_tool_call")
   wanted, made = demonstration.calls, action.calls
@@ -86,11 +88,16 @@ def _unreadable(want, got, setting):
   )
 
 
-def _message(action, setting):
+def _message(demonstration, action, config, setting):
   if action.type != "message":
     return types.Verdict(0.0, "no_expected_chat_message")
   if setting == "default" and not action.content.strip():
     return types.Verdict(0.0, "empty_message")
+  threshold = config["message_similarity_threshold"]
+  if threshold and not arguments.same_message(
+    demonstration.content, action.content, threshold
+  ):
+    return types.Verdict(0.0, "chat_message_different")
   return types.Verdict(1.0, "expected_chat_message_found")
 
 

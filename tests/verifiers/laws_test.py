@@ -201,6 +201,27 @@ NASTY = {
 }
 
 
+@pytest.mark.parametrize(
+  ("said", "reward"),
+  [
+    # Of 4 and 8 words 3 are shared: 3 / 12 = 0.25.
+    ("Sorry, I can't cancel it: it is late.", 1),
+    ("That is $28 in all.", 0),  # Another number.
+    ("It is 5 PM.", 0),
+    ("One moment.", 0),  # 0 / 6.
+    # 1 / 13 = 0.077, and 1 / 14 = 0.071.
+    ("It won't do; we close at ten sharp today.", 1),
+    ("It won't do; we close at ten sharp today too.", 0),
+  ],
+)
+def test_messages_by_words_and_numbers(said, reward):
+  wanted = types.Action("message", content="It is too late.")
+  got = types.Action("message", content=said)
+  near = {"message_similarity_threshold": 0.075}
+  assert score("single_step", wanted, got, **near) == reward
+  assert score("single_step", wanted, got) == 1
+
+
 @pytest.mark.parametrize("setting", verify.SETTINGS)
 @pytest.mark.parametrize("kind", NASTY)
 def test_no_output_raises_or_takes_a_tenth_of_a_second(kind, setting):
