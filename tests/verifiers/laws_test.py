@@ -211,7 +211,7 @@ NASTY = {
     ("One moment.", 0),  # 0 / 6.
     # 1 / 13 = 0.077, and 1 / 14 = 0.071.
     ("It won't do; we close at ten sharp today.", 1),
-    ("It won't do; we close at ten sharp today too.", 0),
+    ("It won't do; we close at ten sharp today, friend.", 0),
   ],
 )
 def test_messages_by_words_and_numbers(said, reward):
