@@ -15,15 +15,9 @@ from launchers import sweep
 
 DOMAINS = ("tau", "swe", "terminal", "search")
 SEEDS = 5
-PIVOTRL = {"arm": "pivotrl"}
-ABLATIONS = [
-  {"arm": "mixed", "select": "mixed"},
-  {"arm": "random", "select": "random"},
-  {"arm": "strict", "reward": "strict"},
-  {"arm": "random_strict", "select": "random", "reward": "strict"},
-]
-# Of each domain, what succeeded most on validation tasks (`tuning.py`):
-# learning rate and steps.
+# Of SFT by domain learning rate and steps, and the steps of all other arms, at
+# 3e-4: what succeeded most on validation tasks (`tuning.py`).
+STEPS = 80
 SFT = {
   "tau": (3e-4, 80),
   "swe": (3e-4, 20),
@@ -31,9 +25,16 @@ SFT = {
   "search": (3e-4, 20),
 }
 _TURNS = 64  # Of a step of SFT.
-E2E = {"arm": "e2e", "method": "e2e"}
+PIVOTRL = {"arm": "pivotrl", "train.steps": STEPS}
+ABLATIONS = [
+  PIVOTRL | {"arm": "mixed", "select": "mixed"},
+  PIVOTRL | {"arm": "random", "select": "random"},
+  PIVOTRL | {"arm": "strict", "reward": "strict"},
+  PIVOTRL | {"arm": "random_strict", "select": "random", "reward": "strict"},
+]
+E2E = {"arm": "e2e", "method": "e2e", "train.steps": STEPS}
 # All checkpoints stay: Figure 1 is of success over rollout turns.
-CURVE = {"train.save_every": 5, "train.keep_checkpoints": 1000}
+CURVE = {"train.save_every": 10, "train.keep_checkpoints": 1000}
 # At the paper's scale: data are in data/DOMAIN; benchmarks run elsewhere.
 MODEL = "models/Qwen3-30B-A3B-Thinking-2507"
 
@@ -84,8 +85,8 @@ def _sft(name):
 def _from_sft(name):
   """PivotRL from SFT's checkpoint, on the same trajectories: all."""
   rate, steps = SFT[name]
-  return {
-    "arm": "sft_pivotrl", "method": "pivotrl", "warm_start.reuse": True,
+  return PIVOTRL | {
+    "arm": "sft_pivotrl", "warm_start.reuse": True,
     "warm_start.trajectories": 1_000_000, "warm_start.learning_rate": rate,
     "warm_start.steps": steps, "sft.turns": _TURNS,
   }  # fmt: skip
