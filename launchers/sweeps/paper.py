@@ -16,7 +16,7 @@ from launchers import sweep
 DOMAINS = ("tau", "swe", "terminal", "search")
 SEEDS = 5
 # What succeeded most on validation tasks (`tuning.py`): of SFT by domain
-# learning rate and steps, and the steps of all other arms, at 3e-4.
+# learning rate and steps, and the steps of the other arms, at 3e-4.
 SFT = {
   "tau": (3e-4, 80),
   "swe": (3e-4, 20),
@@ -24,6 +24,7 @@ SFT = {
   "search": (3e-4, 20),
 }
 STEPS = 80
+E2E_STEPS = 50  # What takes as long.
 # At the paper's scale it was not published (paper, section 7): a guess.
 PAPER_SFT = (1e-5, 360)
 _TURNS = 64  # Of a step of SFT.
@@ -75,7 +76,7 @@ def _arms(name, *, is_mini):
   }  # fmt: skip
   # End-to-end RL needs a world, which at the paper's scale is not ours.
   if name == "swe" and is_mini:
-    e2e = pivotrl | {"arm": "e2e", "method": "e2e"}
+    e2e = {"arm": "e2e", "method": "e2e", "train.steps": E2E_STEPS}
     return [pivotrl | CURVE, sft, e2e | CURVE]
   if name != "tau":
     return [pivotrl, sft]
