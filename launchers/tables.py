@@ -42,6 +42,7 @@ _OUT = flags.DEFINE_string("out", "launchers/tables", "Folder to write.")
 BASE, SFT, PIVOTRL = compare.BASE, "sft", "pivotrl"
 _TEMPLATE = pathlib.Path(__file__).with_name("tables.html.jinja")
 CURVE = "curve"  # Folder of a workdir, see launchers/curve.py.
+_SHOWN = 8  # Most runs that are not done by name.
 # Score of each task, by seed.
 Scores = Mapping[int, Mapping[str, float]]
 
@@ -613,7 +614,11 @@ def write(root: pathlib.Path, out: pathlib.Path) -> str:
     f" over seeds and tasks; `python launchers/tables.py {root.name}`."
   ]
   if others:
-    lines.append(f"Not done: {'; '.join(others)}")
+    more = f" and {len(others) - _SHOWN} more" * (len(others) > _SHOWN)
+    lines.append(
+      f"Not done: {len(others)} of {len(others) + len(runs)} runs:"
+      f" {'; '.join(others[:_SHOWN])}{more}"
+    )
   out.mkdir(parents=True, exist_ok=True)
   figures = figure1(matrix, out) + figure3(matrix, out)
   for table in found:

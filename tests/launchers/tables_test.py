@@ -183,7 +183,7 @@ def test_curves_of_success_over_turns(root, tmp_path):
 def test_written(root, tmp_path):
   out = tmp_path / "out"
   text = tables.write(root, out)
-  assert "Not done: sft,swe,1 stopped" in text
+  assert "Not done: 1 of 8 runs: sft,swe,1 stopped" in text
   assert "| tau | 25.0 (" in text and "| +50.0 (" in text
   assert "7 runs, 2 seeds, 4 tasks a run" in text
   with open(out / "table1.csv", encoding="utf-8") as file:
