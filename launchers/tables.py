@@ -93,7 +93,8 @@ class Curve:
   """An arm's success over rollout turns, at checkpoints all its seeds have.
 
   Attributes:
-    turns: `[C]` sampled up to a checkpoint, mean over seeds, from 0 on.
+    turns: `[C]` sampled up to a checkpoint, mean over seeds, from 0 and what
+      the profile took on.
     scores: `[C, S, T]` by seed and task; the first are the base policy's.
   """
 
@@ -196,6 +197,9 @@ class Matrix:
     base = self._blocks(domain, BASE, domain, lambda task: True)
     base = {(domain, run.seed): base[domain, run.seed] for run in runs}
     at, scores = [0.0], [compare.values(base)]
+    before = float(np.mean([_before(run.path) for run in runs]))
+    if before:  # Nothing is learnt from a profile alone.
+      at, scores = [0.0, before], 2 * scores
     for step in sorted(set.intersection(*map(set, played))):
       block = {
         (domain, run.seed): status.successes(files[step])[
@@ -463,6 +467,12 @@ def cost(matrix: Matrix) -> Table:
 def _metrics(path):
   file = path / "metrics.jsonl"
   return [row for _, row in records.read_jsonl(file)] if file.exists() else []
+
+
+def _before(path):
+  """Rollout turns before the first step: of the profile."""
+  first, *_ = _metrics(path)
+  return first[_TURNS] - first.get("rollout/turns", first[_TURNS])
 
 
 def _tenth(rows, name, *, last):
