@@ -86,7 +86,7 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
   scores: dict[str, dict[str, dict[Block, dict[str, float]]]] = {}
   for row in (row for row in rows if stands[row.job.name] == "done"):
     block = row.job.config, row.job.seed
-    found = by_arm(path / row.job.name, row.job.arm, is_warm=row.job.is_warm)
+    found = arm_scores(path / row.job.name, row.job.arm, is_warm=row.job.is_warm)
     for (arm, suite), tasks in found.items():
       blocks = scores.setdefault(suite, {}).setdefault(arm, {})
       if arm != BASE and block in blocks:
@@ -104,7 +104,7 @@ def compare(path: pathlib.Path, against: str = "") -> list[Line]:
   ]
 
 
-def by_arm(
+def arm_scores(
   workdir: pathlib.Path, arm: str, *, is_warm: bool
 ) -> dict[tuple[str, str], dict[str, float]]:
   """(arm, suite) -> task -> score, of a run and of its base policy.

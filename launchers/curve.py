@@ -3,8 +3,8 @@
   python launchers/curve.py ROOT
 
 Each run of ROOT that is done and kept all of its checkpoints, two or more, is
-played on its own held-out tasks with each, `WORKDIR/curve/STEP.jsonl`: rows as in
-evals.jsonl, whose policy is `step N`. What is there is not played again.
+played on its own held-out tasks with each, `WORKDIR/curve/STEP.jsonl`: rows as
+in evals.jsonl, whose policy is `step N`. What is there is not played again.
 `launchers/tables.py` draws it.
 """
 
@@ -44,15 +44,15 @@ def play(workdir: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     InputError: a checkpoint is damaged, or its config of another version.
   """
-  config = _config(workdir / "config.json")
-  given = config.train
-  if given.steps > given.save_every * given.keep_checkpoints:
-    return []  # The first are gone.
   steps = checkpoints.steps_of(workdir / checkpoints.FOLDER)
   file_of = {n: workdir / tables.CURVE / f"{n}.jsonl" for n in steps}
   missing = [n for n in steps if not file_of[n].exists()]
   if len(steps) < 2 or not missing:
     return []
+  config = _config(workdir / "config.json")
+  given = config.train
+  if given.steps > given.save_every * given.keep_checkpoints:
+    return []  # The first are gone.
   policy = policy_lib.starting(config, workdir)
   state, policy, base = loop.start(config, policy, loop.optimizer(config))
   engine = policy_lib.engine(policy, config)

@@ -114,7 +114,7 @@ class Matrix:
     self.runs = list(runs)
     self._scores: dict[tuple[str, str, str], dict[int, Any]] = {}
     for run in self.runs:
-      found = compare.by_arm(run.path, run.arm, is_warm=run.is_warm)
+      found = compare.arm_scores(run.path, run.arm, is_warm=run.is_warm)
       for (arm, suite), tasks in found.items():
         seeds = self._scores.setdefault((run.domain, arm, suite), {})
         if arm != BASE and run.seed in seeds:
@@ -190,14 +190,12 @@ class Matrix:
       {int(file.stem): file for file in (run.path / CURVE).glob("*.jsonl")}
       for run in runs
     ]
-    turns = [
-      {row["step"]: row.get(_TURNS) for row in _metrics(run.path)}
-      for run in runs
-    ]
+    logged = [_metrics(run.path) for run in runs]
+    turns = [{row["step"]: row.get(_TURNS) for row in rows} for rows in logged]
     base = self._blocks(domain, BASE, domain, lambda task: True)
     base = {(domain, run.seed): base[domain, run.seed] for run in runs}
     at, scores = [0.0], [compare.values(base)]
-    before = float(np.mean([_before(run.path) for run in runs]))
+    before = float(np.mean([_before(rows) for rows in logged]))
     if before:  # Nothing is learnt from a profile alone.
       at, scores = [0.0, before], 2 * scores
     for step in sorted(set.intersection(*map(set, played))):
@@ -209,7 +207,7 @@ class Matrix:
       }
       names = f"{domain}, step {step} of arm {runs[0].arm} and base"
       change = compare.paired(block, base, names)
-      at.append(float(np.mean([logged[step] for logged in turns])))
+      at.append(float(np.mean([own[step] for own in turns])))
       scores.append(scores[0] + change)
     return Curve(np.array(at), np.stack(scores))
 
@@ -469,9 +467,9 @@ def _metrics(path):
   return [row for _, row in records.read_jsonl(file)] if file.exists() else []
 
 
-def _before(path):
+def _before(rows):
   """Rollout turns before the first step: of the profile."""
-  first, *_ = _metrics(path)
+  first = rows[0]
   return first[_TURNS] - first.get("rollout/turns", first[_TURNS])
 
 

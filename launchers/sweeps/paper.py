@@ -64,7 +64,7 @@ def _domain(name, scale, seed):
       "model.path": MODEL,
     }
   arms = _arms(name, is_mini=scale == "mini")
-  return sweep.product([common], [{"seed": seed}], arms)
+  return sweep.product([common | {"seed": seed}], arms)
 
 
 def _arms(name, *, is_mini):

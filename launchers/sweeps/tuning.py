@@ -17,17 +17,22 @@ RATES = [3e-4, 1e-3]
 
 def get_sweep() -> sweep.Grid:
   domains = [{"config": f"configs/{name}.py"} for name in DOMAINS]
+  method = {"method": "sft", "sft.turns": 64}
   sft = sweep.product(
-    [{"method": "sft", "sft.turns": 64}],
+    [method],
     domains,
     sweep.over("train.learning_rate", RATES),
     sweep.over("train.steps", [20, 40, 80]),
   )
   # There more steps were better.
   further = [
-    {"method": "sft", "sft.turns": 64, "config": "configs/tau.py",
-     "train.learning_rate": 3e-4, "train.steps": 160}
-  ]  # fmt: skip
+    method
+    | {
+      "config": "configs/tau.py",
+      "train.learning_rate": 3e-4,
+      "train.steps": 160,
+    }
+  ]
   pivotrl = sweep.product(
     [{"method": "pivotrl", "train.steps": 80, "train.save_every": 40}],
     domains,

@@ -222,8 +222,7 @@ def test_bootstrap_has_the_interval_of_the_normal():
   ) == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_a_profile_is_turns_without_success(tmp_path):
+def test_a_profile_is_turns_without_success():
   # Of 300 turns up to the first step 100 are its own.
   rows = [{"step": 1, "rollout/turns_total": 300.0, "rollout/turns": 100.0}]
-  (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
-  assert tables._before(tmp_path) == 200
+  assert tables._before(rows) == 200
