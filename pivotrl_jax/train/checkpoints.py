@@ -121,10 +121,10 @@ class Checkpoints:
     """
     self._wait()
     partial = self._path / f"{step}.partial"
-    self._path.mkdir(parents=True, exist_ok=True)
     try:
+      self._path.mkdir(parents=True, exist_ok=True)
       self._orbax.save(partial, hosts.of_all(state))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
       raise _unwritable(partial, error) from error
     more = {"turns": turns} | ({} if score is None else {"score": score})
     self._saving = self._pool.submit(self._commit, step, partial, more)
@@ -150,11 +150,11 @@ class Checkpoints:
     """Runs in the background."""
     try:
       self._orbax.wait_until_finished()
-    except ValueError as error:
+      if not hosts.is_first():
+        return
+      _write_checksums(partial, step, {"policy": self._policy} | more)
+    except (ValueError, OSError) as error:
       raise _unwritable(partial, error) from error
-    if not hosts.is_first():
-      return
-    _write_checksums(partial, step, {"policy": self._policy} | more)
     os.rename(partial, self._path / str(step))
     self._note(step)
     older = steps_of(self._path)[: -self._keep]
@@ -356,8 +356,10 @@ def _set_aside(place):
 
 
 def _unwritable(path, error):
-  # tensorstore says where it was and, last before its own state, why.
-  why = str(error).partition(" [")[0].rpartition(": ")[2]
+  if isinstance(error, OSError) and error.strerror:
+    why = error.strerror
+  else:  # tensorstore says where it was and, last before its own state, why.
+    why = str(error).partition(" [")[0].rpartition(": ")[2]
   return errors.InputError(
     f"{path}: cannot write: {why:.200}; what is complete stays"
   )
