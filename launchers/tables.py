@@ -165,13 +165,17 @@ class Matrix:
     return compare.values(ours) if ours else None
 
   def curves(self, domain: str) -> dict[str, Curve]:
-    """By arm, of what launchers/curve.py played, on the seeds that all have.
+    """By arm that samples, of what launchers/curve.py played, on the seeds that
+    all have.
 
     Raises:
       InputError: a checkpoint or the base policy on other tasks.
     """
-    runs = [r for r in self.runs
-            if r.domain == domain and (r.path / CURVE).is_dir()]  # fmt: skip
+    runs = [
+      run for run in self.runs
+      if run.domain == domain and (run.path / CURVE).is_dir()
+      and any(_TURNS in row for row in _metrics(run.path))
+    ]  # fmt: skip
     by_arm: dict[str, dict[int, Run]] = {}
     for run in runs:
       by_arm.setdefault(run.arm, {})[run.seed] = run

@@ -17,8 +17,8 @@ class SamplingParams:
     temperature: 0 takes the likeliest token.
     top_p: nucleus mass in (0, 1].
     top_k: 0 keeps the whole vocabulary.
-    goes_on: whether rows that are cut off come again with what they said, so
-      that it is worth to keep what was computed of it.
+    goes_on: whether prompts come again with what was said to them, so that it
+      is worth to keep what was computed of it.
   """
 
   max_tokens: int

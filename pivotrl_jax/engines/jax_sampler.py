@@ -362,10 +362,13 @@ class JaxSampler:
         break
       keep = _compact(done, shapes)
       if keep is not None:
+        if sampling.goes_on:  # What leaves.
+          self._keep(state, place, done, rows, prompts, ids, length)
         tries, state = _gather(tries, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
     if sampling.goes_on:
-      self._keep(state, rows[tuple(place)], prompts, ids[tuple(place)])
+      every = np.ones(done.shape, bool)
+      self._keep(state, place, every, rows, prompts, ids, length)
     stopped = np.isin(
       np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
       sampling.stop_ids,
@@ -384,13 +387,25 @@ class JaxSampler:
         ),
       )
 
-  def _keep(self, state, rows, prompts, ids):
-    """Keeps the keys of rows `[B, N]` that are not done, with their `ids`."""
-    slots = np.full(ids.shape, self._cache.size, np.int32)  # Nowhere.
-    for at in zip(*np.nonzero(~np.asarray(state["done"])), strict=True):
-      found = self._cache.extend(prompts[rows[at]], ids[at])
+  def _keep(self, state, place, which, rows, prompts, ids, length):
+    """Keeps the keys of what was said by those `which` of a batch's rows.
+
+    Args:
+      state: of the branches `[B, N]` that are left of the batch.
+      place: `[2, B, N]` where in the whole batch they stand.
+      which: `[B, N]` of them.
+      rows, prompts, ids, length: of the whole batch.
+    """
+    shape = (*which.shape, ids.shape[-1])
+    slots = np.full(shape, self._cache.size, np.int32)  # Nowhere.
+    for here in zip(*np.nonzero(which), strict=True):
+      at = tuple(place[:, *here])
+      said = ids[at][: length[at]]
+      if rows[at] < 0:
+        continue
+      found = self._cache.extend(prompts[rows[at]], said)
       if found is not None:
-        slots[at] = found
+        slots[here][: len(said)] = found
     self._pool = _kept_own(self._pool, state["cache"], slots)
 
   def _steps(self, tries, state, start, end, sampling):

@@ -194,6 +194,7 @@ def _sampling(config, policy):
   return dataclasses.replace(
     rollouts.sampling_params(policy.tokenizer, config.rollout),
     temperature=config.evaluation.temperature,
+    goes_on=True,  # Episodes do.
   )
 
 

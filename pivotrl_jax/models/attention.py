@@ -32,6 +32,7 @@ from pivotrl_jax.models.attention_xla import MASKED
 
 BODIES = ("auto", "dense", "xla", "fine", "pallas", "cudnn")
 _FINE = 128, 128  # Queries and keys of a block of `fine`.
+_APART = 256, 512  # The same of `attend_apart`.
 _NEAR, _FAR = 32, 512  # `attend_near`: tokens of a block, longest reach.
 
 
@@ -105,6 +106,15 @@ def attend(
       return attention_xla.blockwise(q, k, v, place, ends, _FINE)
     case _:
       return attention_pallas.attend(q, k, v, place, ends)
+
+
+def attend_apart(q, k, v, place, ends, *, body="auto"):
+  """`attend` of queries that stand here and there in a trie, as what is new of
+  it does: in smaller blocks more is skipped.
+  """
+  if _chosen(body, q.dtype) == "xla":
+    return attention_xla.blockwise(q, k, v, place, ends, _APART)
+  return attend(q, k, v, place, ends, body=body)
 
 
 def attend_self(q, k, v, ends, *, body="auto"):

@@ -308,7 +308,7 @@ class Layer(nn.Module):
       return None, pool
     q = self.self_attn.query(normed, rope)
     seen = jnp.where(places < len(ends), places, -1)
-    heads, _ = attention.attend(
+    heads, _ = attention.attend_apart(
       q, *(x[None] for x in pool), seen[None], ends[None], body=self.attention
     )
     return self._finish(x, heads), pool

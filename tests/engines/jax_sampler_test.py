@@ -60,10 +60,10 @@ def _whole(params, ids):
   return hidden[0] @ qwen3.unembedding(params, TINY)
 
 
-def _same(left, right):
+def _same(left, right, near=1e-5):
   np.testing.assert_array_equal(left.ids, right.ids)
   np.testing.assert_allclose(
-    left.log_probs, right.log_probs, rtol=1e-5, atol=1e-5
+    left.log_probs, right.log_probs, rtol=near, atol=near
   )
   assert left.finish == right.finish
 
@@ -258,6 +258,36 @@ def test_rows_that_go_on_compute_nothing_again(engine, params, prompts):
     said = [
       np.concatenate([p, c.ids]) for p, c in zip(said, got, strict=True)
     ]
+
+
+def test_turns_that_follow_compute_only_what_is_new(engine, params):
+  # As in episodes: whoever stopped is answered and asked again.
+  rng = np.random.default_rng(1)
+  trunk = rng.integers(0, 64, 20)
+  said = [np.concatenate([trunk, [n]]).astype(np.int32) for n in range(24)]
+  keeping = jax_sampler.JaxSampler(TINY, chunk=2)
+  keeping.load(params, "0")
+  keeping.prepare(
+    (), _sampling(goes_on=True), prompts=24, rows=1, longest=100
+  )
+  lengths = set()
+  for turn in range(3):
+    engine.load(params, "0")
+    seeds = range(100 * turn, 100 * turn + 24)
+    want = engine.sample(said, _sampling(), seeds)
+    got = keeping.sample(said, _sampling(goes_on=True), seeds)
+    for left, right in zip(want, got, strict=True):
+      _same(left, right, 1e-4)  # Keys of another batch's roundings.
+    answers = rng.integers(0, 64, (24, 3)).astype(np.int32)
+    # One chunk: the trunk; then of 24 rows the last token said and two of the
+    # answer, for the third, its prompt's last, is decoded.
+    assert keeping.stats.prefilled_tokens == 128
+    lengths |= {len(c.ids) for c in got}
+    said = [
+      np.concatenate([p, c.ids, answer])
+      for p, c, answer in zip(said, got, answers, strict=True)
+    ]
+  assert len(lengths) > 5  # So rows were dropped early and late.
 
 
 def test_shapes_of_a_room():

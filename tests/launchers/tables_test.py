@@ -180,6 +180,15 @@ def test_curves_of_success_over_turns(root, tmp_path):
     matrix.curves("swe")
 
 
+def test_an_arm_that_samples_nothing_has_no_curve_over_turns(root):
+  _play(root, "pivotrl", 0, {1: "1100", 2: "1111"})
+  _play(root, "sft", 0, {1: "1000", 2: "1110"})
+  (root / "sft,swe,0" / "metrics.jsonl").write_text('{"step": 1}\n')
+  matrix = tables.Matrix(tables.load(root)[0])
+  assert list(matrix.curves("swe")) == ["pivotrl"]
+  assert not tables.turns_at(matrix, "swe").rows
+
+
 def test_written(root, tmp_path):
   out = tmp_path / "out"
   text = tables.write(root, out)

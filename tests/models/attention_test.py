@@ -117,6 +117,17 @@ class BodiesTest(parameterized.TestCase):
       tangents(dense), tangents(body), atol=2e-5, rtol=1e-5
     )
 
+  @parameterized.parameters("dense", "xla", "fine", "pallas")
+  def test_queries_that_stand_apart(self, body):
+    # Two blocks of queries and of keys, and both kinds of padding.
+    q, k, v, _ = _inputs(300, 700)
+    rng = np.random.default_rng(0)
+    place = np.sort(rng.integers(-1, 700, (2, 300)), axis=1)
+    ends = _tries(700)
+    want, _ = dense(q, k, v, jnp.array(place), ends)
+    got, _ = attention.attend_apart(q, k, v, place, ends, body=body)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
   @parameterized.parameters("xla", "pallas")
   def test_sixteen_bits_are_as_near_as_their_rounding(self, body):
     *x, place = _inputs(71, 153, dtype=jnp.bfloat16)

@@ -116,7 +116,9 @@ class _EndToEnd:
     )
     self._longest = min(config.data.max_prompt_tokens, worlds.MAX_PROMPT_TOKENS)
     self._engine = policy_lib.engine(policy, config)
-    self._sampling = rollouts.sampling_params(policy.tokenizer, config.rollout)
+    self._sampling = dataclasses.replace(
+      rollouts.sampling_params(policy.tokenizer, config.rollout), goes_on=True
+    )
     self._gradient = policy_gradient.PolicyGradient(config, policy, tx, base)
 
   def lay_out(self, state):
