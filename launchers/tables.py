@@ -171,14 +171,13 @@ class Matrix:
     Raises:
       InputError: a checkpoint or the base policy on other tasks.
     """
-    runs = [
-      run for run in self.runs
-      if run.domain == domain and (run.path / CURVE).is_dir()
-      and any(_TURNS in row for row in _metrics(run.path))
-    ]  # fmt: skip
-    by_arm: dict[str, dict[int, Run]] = {}
-    for run in runs:
-      by_arm.setdefault(run.arm, {})[run.seed] = run
+    by_arm: dict[str, dict[int, tuple[Run, list[Any]]]] = {}
+    for run in self.runs:
+      if run.domain != domain or not (run.path / CURVE).is_dir():
+        continue
+      logged = _metrics(run.path)
+      if any(_TURNS in row for row in logged):
+        by_arm.setdefault(run.arm, {})[run.seed] = run, logged
     seeds = set(self.scores(domain, BASE, domain)).intersection(
       *by_arm.values()
     )
@@ -188,13 +187,15 @@ class Matrix:
       if seeds
     }
 
-  def _curve(self, domain, runs):
-    """One arm's, of one run a seed; at the steps that all of them have."""
+  def _curve(self, domain, found):
+    """One arm's, of one run and its metrics a seed; at the steps that all of
+    them have.
+    """
+    runs, logged = zip(*found, strict=True)
     played = [
       {int(file.stem): file for file in (run.path / CURVE).glob("*.jsonl")}
       for run in runs
     ]
-    logged = [_metrics(run.path) for run in runs]
     turns = [{row["step"]: row.get(_TURNS) for row in rows} for rows in logged]
     base = self._blocks(domain, BASE, domain, lambda task: True)
     base = {(domain, run.seed): base[domain, run.seed] for run in runs}

@@ -362,13 +362,14 @@ class JaxSampler:
         break
       keep = _compact(done, shapes)
       if keep is not None:
-        if sampling.goes_on:  # What leaves.
-          self._keep(state, place, done, rows, prompts, ids, length)
+        if sampling.goes_on:
+          leaving = np.where(done, rows[at], -1)
+          self._keep(state, leaving, prompts, ids[at], length[at])
         tries, state = _gather(tries, state, *keep)
         place = place[:, keep[0][:, None], keep[1]]
     if sampling.goes_on:
-      every = np.ones(done.shape, bool)
-      self._keep(state, place, every, rows, prompts, ids, length)
+      at = tuple(place)  # The last chunk may have dropped some.
+      self._keep(state, rows[at], prompts, ids[at], length[at])
     stopped = np.isin(
       np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
       sampling.stop_ids,
@@ -387,25 +388,16 @@ class JaxSampler:
         ),
       )
 
-  def _keep(self, state, place, which, rows, prompts, ids, length):
-    """Keeps the keys of what was said by those `which` of a batch's rows.
-
-    Args:
-      state: of the branches `[B, N]` that are left of the batch.
-      place: `[2, B, N]` where in the whole batch they stand.
-      which: `[B, N]` of them.
-      rows, prompts, ids, length: of the whole batch.
+  def _keep(self, state, rows, prompts, ids, length):
+    """Keeps the keys of what rows `[B, N]` said, the first `length` of `ids`;
+    rows of -1 are passed over.
     """
-    shape = (*which.shape, ids.shape[-1])
-    slots = np.full(shape, self._cache.size, np.int32)  # Nowhere.
-    for here in zip(*np.nonzero(which), strict=True):
-      at = tuple(place[:, *here])
+    slots = np.full(ids.shape, self._cache.size, np.int32)  # Nowhere.
+    for at in zip(*np.nonzero(rows >= 0), strict=True):
       said = ids[at][: length[at]]
-      if rows[at] < 0:
-        continue
       found = self._cache.extend(prompts[rows[at]], said)
       if found is not None:
-        slots[here][: len(said)] = found
+        slots[at][: len(said)] = found
     self._pool = _kept_own(self._pool, state["cache"], slots)
 
   def _steps(self, tries, state, start, end, sampling):

@@ -83,7 +83,7 @@ def prepare(
     return
   engine.prepare(
     (),
-    _sampling(config, policy),
+    _sampling(config, policy, goes_on=True),
     prompts=count,
     rows=1,
     longest=_longest(config),
@@ -119,7 +119,7 @@ def in_world(
       seeds.row_seed(config.seed, "evaluate", seed, i)
       for i in range(len(tasks))
     ],
-    sampling=_sampling(config, policy),
+    sampling=_sampling(config, policy, goes_on=True),
     max_turns=config.evaluation.max_turns,
     max_prompt_tokens=_longest(config),
   )
@@ -143,7 +143,7 @@ def _questions(config, policy, engine, seed):
     engine,
     [q.messages for q in asked],
     [seeds.row_seed(config.seed, "questions", seed, q.id) for q in asked],
-    _sampling(config, policy),
+    _sampling(config, policy, goes_on=False),
   )
   return [
     _row(
@@ -189,12 +189,12 @@ def answers(
   return found
 
 
-def _sampling(config, policy):
-  """As in rollouts, at the evaluation's own temperature."""
+def _sampling(config, policy, *, goes_on):
+  """As in rollouts, at the evaluation's own temperature; episodes go on."""
   return dataclasses.replace(
     rollouts.sampling_params(policy.tokenizer, config.rollout),
     temperature=config.evaluation.temperature,
-    goes_on=True,  # Episodes do.
+    goes_on=goes_on,
   )
 
 
