@@ -77,7 +77,7 @@ def _products(rows, matrices, sizes, *, over):
   """`product`, summing over axis `over` of the matrices."""
   count, size = len(rows), _block_size(rows, sizes)
   padded = jnp.pad(rows, ((0, size), (0, 0)))
-  width = matrices.shape[3 - over]
+  width, total = matrices.shape[3 - over], sizes.sum()
 
   def body(i, out):
     group, start, _ = _block(i, sizes, size)
@@ -88,13 +88,14 @@ def _products(rows, matrices, sizes, *, over):
       preferred_element_type=jnp.float32,
     )
     # Rows of a block that are of later groups are written again after it.
+    used = start + jnp.arange(size) < total
+    found = jnp.where(used[:, None], found, 0)
     return jax.lax.dynamic_update_slice_in_dim(
       out, found.astype(out.dtype), start, 0
     )
 
-  out = jnp.zeros((count + size, width), rows.dtype)
-  out = jax.lax.fori_loop(0, _blocks(sizes, size).sum(), body, out)[:count]
-  return jnp.where((jnp.arange(count) < sizes.sum())[:, None], out, 0)
+  out = _zeros_after(rows, (count + size, width), rows.dtype)
+  return jax.lax.fori_loop(0, _blocks(sizes, size).sum(), body, out)[:count]
 
 
 def _outer(rows, others, sizes):
@@ -114,8 +115,17 @@ def _outer(rows, others, sizes):
     )
     return out.at[group].add(found)
 
-  out = jnp.zeros((len(sizes), rows.shape[1], others.shape[1]), jnp.float32)
+  shape = (len(sizes), rows.shape[1], others.shape[1])
+  out = _zeros_after(others, shape, jnp.float32)
   return jax.lax.fori_loop(0, _blocks(sizes, size).sum(), body, out)
+
+
+def _zeros_after(x, shape, dtype):
+  """Zeros that exist no sooner than `x`: those of nothing XLA makes for all
+  layers at once, at the start of a step.
+  """
+  zero = x[0, 0] > jnp.inf  # Never, which XLA does not know.
+  return jnp.broadcast_to(zero.astype(dtype), shape)
 
 
 def _block_size(rows, sizes):

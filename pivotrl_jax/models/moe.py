@@ -22,6 +22,7 @@ from pivotrl_jax.models import grouped
 from pivotrl_jax.models import mlp
 
 SUMS, ROUTES = "router", "routes"  # Collections that a layer writes.
+ROWS = 1 << 17  # Of experts at a time, k of each token.
 
 
 @flax.struct.dataclass
@@ -38,9 +39,9 @@ class Tokens:
   weights: jax.Array
   routes: jax.Array | None = None
 
-  def layer(self, index: int) -> "Tokens":
-    """Those of a sparse layer: `routes` is `[B, T, k]`."""
-    routes = None if self.routes is None else self.routes[index]
+  def layers(self, which: int | slice) -> "Tokens":
+    """Those of some sparse layers; of one, `routes` is `[B, T, k]`."""
+    routes = None if self.routes is None else self.routes[which]
     return self.replace(routes=routes)
 
 
@@ -153,12 +154,34 @@ class MoE(nn.Module):
 def _dispatch(x, routes, weights, matrices, *, first):
   """The sums over those experts of each token that `matrices` are of.
 
+  Some tokens after the others, which are computed again for derivatives: else
+  a token's k rows make experts take k times the memory of all else.
+
   Args:
     x: `[B, T, D]`.
     routes, weights: `[B, T, k]`.
     matrices: `[e, D, F]`, `[e, D, F]`, `[e, F, D]` of experts `first` on.
     first: the first expert.
   """
+  parts = [part.reshape(-1, part.shape[-1]) for part in (x, routes, weights)]
+  count, tokens = -(-routes.size // ROWS), len(parts[0])
+  one = functools.partial(_sums_of, matrices, first)
+  if count <= 1:
+    return one(parts).reshape(x.shape)
+  size = -(-tokens // count)
+  parts = [
+    jnp.pad(
+      part, ((0, size * count - tokens), (0, 0)), constant_values=fill
+    ).reshape(count, size, -1)
+    for part, fill in zip(parts, (0, -1, 0), strict=True)
+  ]
+  found = jax.lax.map(jax.checkpoint(one), parts)
+  return found.reshape(-1, x.shape[-1])[:tokens].reshape(x.shape)
+
+
+def _sums_of(matrices, first, parts):
+  """`_dispatch` of tokens `[N, D]`, their routes and weights `[N, k]`."""
+  x, routes, weights = parts
   count, k = len(matrices[0]), routes.shape[-1]
   expert = routes.reshape(-1) - first
   mine = (expert >= 0) & (expert < count)
@@ -166,7 +189,7 @@ def _dispatch(x, routes, weights, matrices, *, first):
   order = jnp.argsort(expert, stable=True)
   inverse = jnp.argsort(order)
   sizes = jnp.bincount(expert, length=count + 1)[:count]
-  rows = jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0)
+  rows = jnp.repeat(x, k, axis=0)
   rows = grouped.permuted(rows, order, inverse)
   gate, up, down = (
     functools.partial(_product, matrix, sizes) for matrix in matrices
@@ -174,8 +197,8 @@ def _dispatch(x, routes, weights, matrices, *, first):
   found = down(mlp.swiglu(gate(rows), up(rows)))
   found = grouped.permuted(found, inverse, order)
   share = jnp.where(mine, weights.reshape(-1), 0.0)[:, None]
-  found = jnp.where(mine[:, None], found, 0) * share.astype(found.dtype)
-  return found.reshape(-1, k, x.shape[-1]).sum(1).reshape(x.shape)
+  found *= share.astype(found.dtype)  # Rows of no expert here are 0.
+  return found.reshape(-1, k, x.shape[-1]).sum(1)
 
 
 def _product(matrix, sizes, rows):

@@ -98,6 +98,34 @@ def test_given_routes_are_weighed_by_the_routers_own_scores():
   assert (sums["given"], sums["disagreed"]) == (18, apart)
 
 
+def test_some_tokens_after_the_others(monkeypatch):
+  """Outputs and gradients are those of all at once."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 7, 4)), jnp.float32)
+  weights = jnp.asarray(rng.uniform(size=(2, 7, 2)), jnp.float32)
+  routes = jnp.asarray(rng.integers(0, 4, (2, 7, 2)))  # 3: none of these.
+  matrices = [
+    jnp.asarray(rng.normal(size=size), jnp.float32)
+    for size in ((3, 4, 5), (3, 4, 5), (3, 5, 4))
+  ]
+
+  def sums(x, weights, matrices):
+    found = moe._dispatch(x, routes, weights, matrices, first=0)
+    return (found**2).sum(), found
+
+  # 14 tokens have 28 rows: in 3 parts of 5, the last with a token of padding.
+  found = []
+  for rows in (1 << 17, 10):
+    monkeypatch.setattr(moe, "ROWS", rows)
+    given = functools.partial(sums)  # A new one is traced anew.
+    text = str(jax.make_jaxpr(given)(x, weights, matrices))
+    assert ("length=3" in text) == (rows == 10)
+    run = jax.jit(jax.value_and_grad(given, (0, 1, 2), has_aux=True))
+    found.append(run(x, weights, matrices))
+  assert jnp.any(found[0][0][1] == 0)
+  chex.assert_trees_all_close(*found, atol=1e-5, rtol=1e-5)
+
+
 def test_padding_may_hold_nan():
   layer, params, x = _layer()
   weights = jnp.ones((2, 5)).at[0, 3:].set(0.0)
