@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
+import safetensors.numpy
 
 from configs import swe
 from pivotrl_jax import main
@@ -76,11 +78,12 @@ def ready(small, tmp_path_factory):
 
 
 class _Run:
-  """The processes of a run on `DEVICES` devices."""
+  """The processes of a run on `devices` devices, all together."""
 
   def __init__(
-    self, ready, workdir, count, small, stages="profile,select,train", **changes
-  ):
+    self, ready, workdir, count, small, stages="profile,select,train", *,
+    devices=DEVICES, **changes,
+  ):  # fmt: skip
     if not workdir.exists():
       shutil.copytree(ready / "w", workdir)
     overrides = OVERRIDES | {
@@ -108,7 +111,7 @@ class _Run:
               # As many threads of XLA, however many devices a process has.
               "NPROC": str(DEVICES),
               "XLA_FLAGS": "--xla_force_host_platform_device_count="
-                           f"{DEVICES // count}",
+                           f"{devices // count}",
           },
       )
       for i in range(count)
@@ -227,6 +230,25 @@ def test_four_processes(ready, small, tmp_path, changes):
     _assert_well(run.ended())
     found.append(_bytes(workdir, ARTIFACTS + EVALS))
   assert found[0] == found[1]
+
+
+@MANY
+def test_another_number_of_devices_and_mesh(ready, small, whole, tmp_path):
+  """A run of two processes goes on by one of half the devices."""
+  workdir = tmp_path / "w"
+  run = _Run(ready, workdir, 2, small)
+  run.signal(
+    signal.SIGTERM, 0, lambda: (workdir / "checkpoints" / "2").exists()
+  )
+  assert {status for status, _ in run.ended(timeout=120)} == {143}
+  changed = {"train.mesh.fsdp": 1, "train.mesh.tensor": 2}
+  ended = _Run(ready, workdir, 1, small, devices=2, **changed).ended()
+  _assert_well(ended)
+  assert "profile: done before" in ended[0][1]
+  want = whole["export/model.safetensors"]
+  got = _bytes(workdir)["export/model.safetensors"]
+  want, got = map(safetensors.numpy.load, (want, got))
+  chex.assert_trees_all_close(got, want, atol=1e-5)
 
 
 def _so_far(workdir):

@@ -19,14 +19,18 @@ plain batched matrix product, and a cache is never transposed, but for the
 keys that decoding reads again and again.
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from pivotrl_jax.models import attention_pallas
 from pivotrl_jax.models import attention_xla
+from pivotrl_jax.models import axes
 from pivotrl_jax.models import backend
 from pivotrl_jax.models.attention_xla import MASKED
 
@@ -71,6 +75,34 @@ def merge(
   return joined.astype(first[0].dtype)
 
 
+def _on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Of `(q, k, v, *integers)`, for each device's lines and heads by itself.
+
+  Left to XLA a kernel, or a library's call, gathers the lines of all devices;
+  and loops as long as the longest line of any would make all others wait.
+  """
+
+  @functools.wraps(function)
+  def wrapped(q, k, v, *integers, **options):
+    run = functools.partial(function, **options)
+    lines, heads = map(axes.given, (axes.LINES, (axes.TENSOR,)))
+    if not lines + heads:
+      return run(q, k, v, *integers)
+    shares, have = axes.size(heads), k.shape[1]
+    if not shares % have:  # A device has less than one of keys and values.
+      k, v = (jnp.repeat(x, shares // have, axis=1) for x in (k, v))
+    queries, keys = PartitionSpec(lines, None, heads), PartitionSpec(lines, heads)
+    return jax.shard_map(
+      run,
+      in_specs=(queries, keys, keys, *(PartitionSpec(lines),) * len(integers)),
+      out_specs=queries,
+      check_vma=False,
+    )(q, k, v, *integers)
+
+  return wrapped
+
+
+@_on_mesh
 def attend(
   q: jax.Array,
   k: jax.Array,
@@ -117,6 +149,7 @@ def attend_apart(q, k, v, place, ends, *, body="auto"):
   return attend(q, k, v, place, ends, body=body)
 
 
+@_on_mesh
 def attend_self(q, k, v, ends, *, body="auto"):
   """Outputs of tries over themselves, `[B, T, H, C]`.
 
@@ -138,6 +171,7 @@ def attend_self(q, k, v, ends, *, body="auto"):
   )
 
 
+@_on_mesh
 def attend_near(q, k, v, ends, *, reach, body="auto"):
   """`attend` of tokens over themselves where all they see is near.
 

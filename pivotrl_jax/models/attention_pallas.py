@@ -8,11 +8,9 @@ run interpreted, for the tests.
 import functools
 
 import jax
-from jax.experimental import custom_partitioning
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from pivotrl_jax.models import attention_xla as xla
 from pivotrl_jax.models import backend
@@ -100,30 +98,6 @@ def _attend_backward(saved, cotangents):
   return xla.ungroup(d_q, shape), d_k, d_v
 
 
-def _partitioned(rule):
-  """Lets a sharded jit run a function of `[B, K, ...]` on parts of B and K.
-
-  Else XLA, which does not look into a kernel, would gather its arguments.
-  """
-
-  def wrap(function):
-    def partition(mesh, arguments, results):
-      spec = (*arguments[0].sharding.spec, None, None)
-      part = NamedSharding(mesh, PartitionSpec(*spec[:2]))
-      return mesh, function, *((part,) * len(x) for x in (results, arguments))
-
-    run = custom_partitioning.custom_partitioning(function)
-    run.def_partition(
-      partition,
-      sharding_rule=rule,
-      need_replication_factors=("m", "c", "s"),  # As they appear.
-    )
-    return run
-
-  return wrap
-
-
-@_partitioned("b k m c, b k s c, b k s c, b k m, b k s -> b k m c, b k m")
 def _forward(q, k, v, places, ends):
   """Outputs `[B, K, M, C]` (float32) and log-sum-exps `[B, K, M]`.
 
@@ -180,10 +154,6 @@ def _forward_kernel(
   lse_ref[...] = jnp.where(total > 0, top + jnp.log(safe), MASKED)
 
 
-@_partitioned(
-  "b k m c, b k s c, b k s c, b k m, b k s, b k m c, b k m, b k m c, b k s c,"
-  " b k s c -> b k m c, b k m"
-)
 def _tangent(q, k, v, places, ends, out, lse, d_q, d_k, d_v):
   """Tangents of `_forward`'s results along those of q, k and v."""
   size = q.shape[2]
@@ -234,10 +204,6 @@ def _tangent_kernel(
   )
 
 
-@_partitioned(
-  "b k m c, b k s c, b k s c, b k m, b k s, b k m c, b k m, b k m c, b k m"
-  " -> b k m c, b k s c, b k s c"
-)
 def _backward(q, k, v, places, ends, out, lse, d_out, d_lse):
   """Gradients of q, k and v, from `_forward`'s arguments and results."""
   size, keys = q.shape[2], k.shape[2]

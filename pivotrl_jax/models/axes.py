@@ -30,14 +30,27 @@ def laid(x: jax.Array, *over: tuple[str, ...]) -> jax.Array:
 
 
 def given(axes: tuple[str, ...]) -> tuple[str, ...]:
-  """Those of `axes` that the mesh in force has."""
-  names = jax.sharding.get_abstract_mesh().axis_names
-  return tuple(axis for axis in axes if axis in names)
+  """Those of `axes` that the mesh in force has, and that lie with XLA: not
+  those of which a `shard_map` around the caller has made parts.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  free = set(mesh.axis_names) - set(mesh.manual_axes)
+  return tuple(axis for axis in axes if axis in free)
 
 
 def lines(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None):
   """Devices of a mesh, or groups of them, that each have lines to itself; by
   default of the mesh in force.
   """
+  return size(LINES, mesh)
+
+
+def size(
+  axes: tuple[str, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+) -> int:
+  """Devices along those of `axes` that a mesh, by default the one in force,
+  has.
+  """
   shape = (mesh or jax.sharding.get_abstract_mesh()).shape
-  return math.prod(shape.get(axis, 1) for axis in LINES)
+  return math.prod(shape.get(axis, 1) for axis in axes)

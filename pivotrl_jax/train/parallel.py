@@ -73,7 +73,12 @@ def pmapped(
       jax.tree.map(_split(here), batch),
       *_given(everywhere(base)),
     )
-    state, metrics = jax.tree.map(lambda x: x[0], (state, metrics))
+    # Of one device, and once all have ended: what is sliced while devices wait
+    # for each other may take the thread that one of them needs.
+    state, metrics = jax.tree.map(
+      lambda x: x.addressable_data(0)[0],
+      jax.block_until_ready((state, metrics)),
+    )
     rows = hosts.gathered(jax.tree.map(np.asarray, rows))
     return state, metrics, jax.tree.map(_join, *rows)
 
@@ -233,7 +238,7 @@ def check(train: Any, config: qwen3.Config) -> None:
   on = of_config(train)
   if on is None:
     return
-  divided = {axes.TENSOR: "num_key_value_heads"}
+  divided = {axes.TENSOR: "num_attention_heads"}
   if config.sparse_layers:
     divided[axes.EXPERT] = "num_experts"
   for axis, name in divided.items():
@@ -242,6 +247,12 @@ def check(train: Any, config: qwen3.Config) -> None:
         f"--config.train.mesh.{axis}: {on.shape[axis]} devices; expected a"
         f" divisor of {name} {getattr(config, name)}"
       )
+  shares, heads = on.shape[axes.TENSOR], config.num_key_value_heads
+  if shares % heads and heads % shares:
+    raise errors.InputError(
+      f"--config.train.mesh.{axes.TENSOR}: {shares} devices; expected a divisor"
+      f" or a multiple of num_key_value_heads {heads}"
+    )
 
 
 def layout(train: Any) -> Callable[[qwen3.Config], Any] | None:
