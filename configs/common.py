@@ -91,6 +91,7 @@ def _embedded(domain):
     # What the backward pass computes again: none (False) | full (True), whole
     # layers | dots, all but what their matrices give.
     remat=config_dict.FieldReference(False, field_type=object),
+    scan_layers=False,  # Of a step: layers of one kind are a loop.
   )
   config.engine = _section(
     name="jax",  # jax (in this process) | sglang (servers at engine.urls).
@@ -260,7 +261,7 @@ def _embedded(domain):
     model="qwen3-30b-a3b",  # A shape, where model.path gives no config.json:
     # qwen3-30b-a3b | qwen3-1.7b | qwen3-0.6b.
     prompts="32768,131072",  # Tokens of a prompt, one after the other.
-    layers="2,3,4",  # Compiled; a line through them gives all of the model's.
+    layers="",  # Compiled: all, or such as 2,3,4, and a line through them.
     compiler="auto",  # auto (a Hopper's, where its plugin is there) | cpu.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
@@ -292,6 +293,7 @@ def _paper(config):
   config.data.trajectories = 0
   config.model.dtype = "bfloat16"
   config.model.remat = True
+  config.model.scan_layers = True
   config.profile.group_size = 16
   config.profile.trajectories = 0
   config.rollout.pivots_per_step = 64

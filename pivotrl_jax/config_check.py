@@ -141,6 +141,7 @@ RULES = {
     lambda x: isinstance(x, bool | str) and x in qwen3.REMAT,
     f"one of {', '.join(map(str, qwen3.REMAT))}",
   ),
+  "model.scan_layers": _FLAG,
   "engine.batch_tokens": _whole(1),
   "engine.batch_rows": _whole(1),
   "engine.name": _one_of("jax", "sglang"),
@@ -292,7 +293,7 @@ RULES = {
   "dry_run.meshes": _LABEL,  # Looked at by the stage, as the next but one.
   "dry_run.model": _one_of(*predict.MODELS),
   "dry_run.prompts": _LABEL,
-  "dry_run.layers": _LABEL,
+  "dry_run.layers": _TEXT,
   "dry_run.compiler": _one_of("auto", "cpu"),
   "report.pivots": _whole(0),
   "serve.host": _LABEL,

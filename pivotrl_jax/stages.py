@@ -196,7 +196,8 @@ DEFAULT = tuple(s for s in STAGES if s not in BY_NAME)
 # said meanwhile: another value changes no number by more than rounding. The
 # address of a judge is one, its model is not.
 HARMLESS = (
-    "engine", "model.attention", "model.remat", "profile.parts",
+    "engine", "model.attention", "model.remat", "model.scan_layers",
+    "profile.parts",
     "profile.trajectories_per_batch", "train.batch_tokens",
     "train.best_by", "train.branch_tokens", "train.keep_best",
     "train.keep_checkpoints", "train.keep_groups", "train.log_every",

@@ -19,6 +19,7 @@ Three ways through the same layers:
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import chex
@@ -356,6 +357,9 @@ class Qwen3(nn.Module):
     attention: what computes it, one of `attention.BODIES`; all but `cudnn`
       are differentiable in forward mode too.
     freeze_router: no derivative reaches the routers' own parameters.
+    scan_layers: layers of one kind are one loop's body for tries and branches:
+      a program of one size and, with `remat`, one layer's activations, whatever
+      their number.
   """
 
   config: Config
@@ -363,6 +367,7 @@ class Qwen3(nn.Module):
   remat: str | bool = "none"
   attention: str = "auto"
   freeze_router: bool = False
+  scan_layers: bool = False
 
   def setup(self):
     c = self.config
@@ -375,22 +380,8 @@ class Qwen3(nn.Module):
         nn.initializers.normal(0.02), ("vocab", "embed")
       ),
     )
-    layer = Layer
-    if REMAT[self.remat] is not None:
-      layer = nn.remat(
-        Layer, methods=["both"], static_argnums=(5, 6),
-        policy=REMAT[self.remat],
-      )  # fmt: skip
     self.layers = [
-      layer(
-        c,
-        self.dtype,
-        self.attention,
-        sparse=i in c.sparse_layers,
-        frozen=self.freeze_router,
-        name=f"layers_{i}",
-      )
-      for i in range(c.num_hidden_layers)
+      self._layer(i, name=f"layers_{i}") for i in range(c.num_hidden_layers)
     ]
     self.norm = RMSNorm(c.rms_norm_eps, name="norm")
     if not c.tie_word_embeddings:
@@ -425,7 +416,8 @@ class Qwen3(nn.Module):
     return self.norm(axes.laid(y, axes.LINES))
 
   def keys(self, trie, layout, *, tokens=None):
-    """Keys and values of tries, a pair `[B, K, T, C]` a layer.
+    """Keys and values of tries, a pair `[B, K, T, C]` a layer, or
+    `[L, B, K, T, C]` of the L layers of a loop.
 
     Args:
       trie: `[B, T]` token ids, trie after trie.
@@ -439,17 +431,83 @@ class Qwen3(nn.Module):
     x = self._embed(trie) if kv is None else None
     y = None if branch is None else self._embed(branch)
     ropes = self._rope(layout.depths), self._rope(layout.branch_depths)
-    sparse = {layer: i for i, layer in enumerate(self.config.sparse_layers)}
+    sparse = self.config.sparse_layers
     found = []
-    for i, layer in enumerate(self.layers):
-      last = i == len(self.layers) - 1
+    for at, run in enumerate(self._runs()):
+      last = run[-1] == len(self.layers) - 1
       told = (None, None)
-      if i in sparse:
-        told = tuple(t and t.layer(sparse[i]) for t in tokens)
-      known = None if kv is None else kv[i]
-      x, y, own = layer.both(x, y, ropes, layout, reach, last, told, known)
+      if run[0] in sparse:
+        which = slice(sparse.index(run[0]), sparse.index(run[-1]) + 1)
+        told = tuple(t and t.layers(which) for t in tokens)
+      known = None if kv is None else kv[at]
+      if len(run) == 1:
+        told = tuple(t and t.layers(0) for t in told)
+        x, y, own = self.layers[run[0]].both(
+          x, y, ropes, layout, reach, last, told, known
+        )
+      else:
+        x, y, own = self._scanned(run, x, y, ropes, layout, reach, told, known)
       found.append(own)
     return y, found
+
+  def _runs(self):
+    """The layers, those together that are one loop: neighbours of one kind,
+    but for the last layer, which is another for tries.
+    """
+    layers = range(len(self.layers))
+    if not self.scan_layers:
+      return [[i] for i in layers]
+    kinds = itertools.groupby(
+      layers, lambda i: (i in self.config.sparse_layers, i == layers[-1])
+    )
+    return [list(run) for _, run in kinds]
+
+  def _scanned(self, run, x, y, ropes, layout, reach, told, known):
+    """`Layer.both` of the layers of a run, in a loop."""
+    params = [self.layers[i].variables["params"] for i in run]
+    stacked = jax.tree.map(lambda *of: jnp.stack(of), *params)
+    layer = self._layer(run[0], parent=None)
+    sums = [moe.SUMS] if self.is_mutable_collection(moe.SUMS) else []
+
+    def one(carry, of_layer):
+      params, routes, known = of_layer
+      tokens = tuple(
+        t and t.replace(routes=r) for t, r in zip(told, routes, strict=True)
+      )
+      (x, y, own), wrote = layer.apply(
+        {"params": params}, *carry, ropes, layout, reach, False, tokens, known,
+        method="both", mutable=sums,
+      )  # fmt: skip
+      # Keys that only this layer's branches read are not kept.
+      return (x, y), (own if branch is None else None, wrote)
+
+    branch = y
+    routes = tuple(t and t.routes for t in told)
+    (x, y), (own, wrote) = jax.lax.scan(
+      one, (x, y), (stacked, routes, known)
+    )
+    for name, of_layers in wrote.items():
+      for at, i in enumerate(run):
+        self.put_variable(
+          name, f"layers_{i}", jax.tree.map(lambda w, n=at: w[n], of_layers)
+        )
+    return x, y, own
+
+  def _layer(self, index, **place):
+    c, kind = self.config, Layer
+    if REMAT[self.remat] is not None:
+      kind = nn.remat(
+        Layer, methods=["both"], static_argnums=(5, 6),
+        policy=REMAT[self.remat],
+      )  # fmt: skip
+    return kind(
+      c,
+      self.dtype,
+      self.attention,
+      sparse=index in c.sparse_layers,
+      frozen=self.freeze_router,
+      **place,
+    )
 
   def prefill(self, tokens, places, depths, pool, ends):
     """The pool, a pair `[K, T, C]` a layer, with the KV of some tokens.

@@ -199,4 +199,5 @@ def model(config: Any, shape: qwen3.Config, attention: str) -> qwen3.Qwen3:
     remat=config.model.remat,
     attention=attention,
     freeze_router=config.train.freeze_router,
+    scan_layers=config.model.scan_layers,
   )

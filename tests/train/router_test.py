@@ -61,7 +61,7 @@ def rows():
 
 def _model(**options):
   # A body of attention that compiles fast: others have their own laws.
-  return qwen3.Qwen3(TINY, **{"attention": "dense"} | options)
+  return qwen3.Qwen3(**{"config": TINY, "attention": "dense"} | options)
 
 
 def _step(model=None, *, tx=None, **options):
@@ -144,6 +144,43 @@ def test_sharded(reference, params, rows, sizes):
   chex.assert_trees_all_close(_result(run(state, batch)), reference, atol=1e-5)
 
 
+# Experts but in the second: with layers in a loop it is that of two layers, the
+# others stand alone.
+DEEP = dataclasses.replace(TINY, num_hidden_layers=5, mlp_only_layers=(1,))
+
+
+@pytest.fixture(scope="module")
+def deep(rows):
+  """Parameters and rows of `DEEP`, and its step of layers one by one."""
+  boxed = qwen3.init_params(DEEP, jax.random.key(0))
+  params = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(boxed))
+  routes = [np.concatenate([x, x[:, ::-1]], 1) for x in rows.routes]
+  rows = dataclasses.replace(rows, routes=routes)
+  batch, _ = batches.pack(rows, batch_tokens=64)
+  step = _step(_model(config=DEEP))
+  return params, rows, _result(jax.jit(step)(_state(params), batch))
+
+
+@pytest.mark.parametrize(
+  ("remat", "layout", "sizes"),
+  [
+    ("none", {"batch_tokens": 64}, None),
+    ("full", {"batch_tokens": 64, "branch_tokens": 16}, None),
+    ("full", {"multiple_of": 8}, {"fsdp": 2, "expert": 2, "tensor": 2}),
+  ],
+)
+def test_layers_in_a_loop_are_those_one_by_one(deep, remat, layout, sizes):
+  params, rows, want = deep
+  batch, _ = batches.pack(rows, **layout)
+  step = _step(_model(config=DEEP, remat=remat, scan_layers=True))
+  state = _state(params)
+  if sizes is None:
+    run = jax.jit(step)
+  else:
+    run, state = parallel.sharded(step, state, DEEP, parallel.mesh(**sizes))
+  chex.assert_trees_all_close(_result(run(state, batch)), want, atol=1e-5)
+
+
 def test_the_load_of_the_whole_batch_balances(reference, params, rows):
   """The gradient is that of the loss and of `moe.balance_loss` beside it."""
   batch, _ = batches.pack(rows, batch_tokens=64)
@@ -224,11 +261,18 @@ def test_devices_that_cannot_be_divided():
   train = swe.get_config("tiny").train
   train.parallel = "sharded"
   parallel.check(train, TINY)
-  for axis, size, what in (
-    ("expert", 8, "num_experts 4"), ("tensor", 2, "num_key_value_heads 1"),
-  ):  # fmt: skip
+  three = dataclasses.replace(
+    TINY, num_attention_heads=6, num_key_value_heads=3
+  )
+  for axis, size, config, what in (
+    ("expert", 8, TINY, "divisor of num_experts 4"),
+    ("tensor", 4, TINY, "divisor of num_attention_heads 2"),
+    ("tensor", 2, three, "or a multiple of num_key_value_heads 3"),
+  ):
     train.mesh.update({"expert": 1, "tensor": 1} | {axis: size})
     with pytest.raises(errors.InputError, match=f"{axis}: {size} .*{what}"):
-      parallel.check(train, TINY)
+      parallel.check(train, config)
+  train.mesh.tensor = 2  # Two devices share one head of keys and values.
+  parallel.check(train, TINY)
   with pytest.raises(errors.InputError, match="expert=3, .*on 8 devices"):
     parallel.mesh(expert=3)
