@@ -6,6 +6,7 @@ compiler: what one says is put beside it.
 
 import dataclasses
 
+from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
 
@@ -123,23 +124,30 @@ def activations(
   Returns:
     "kept" of all layers, "working" of one layer at most, "logits".
   """
-  tokens = s.prompt + s.branch
   heads = c.num_attention_heads * c.head_dim
   kv = c.num_key_value_heads * c.head_dim
-  wide = 3 * c.intermediate_size
-  if c.sparse_layers:
-    # A row for each expert of a token: in, gate, up, product, out.
-    wide = c.num_experts_per_tok * (
-      2 * c.hidden_size + 3 * c.moe_intermediate_size
-    )
+  wide = 0 if c.sparse_layers else 3 * c.intermediate_size
   layer = width * (4 * c.hidden_size + 3 * heads + 2 * kv + wide)
-  # Values and their cotangents, of prompts or of actions.
-  working = 2 * layer * max(s.prompt, s.branch)
-  kept = c.num_hidden_layers * tokens
-  kept *= width * c.hidden_size if remat else layer
+  # A row for each expert of a token: in, gate, up, product, out.
+  row = width * (2 * c.hidden_size + 3 * c.moe_intermediate_size)
+
+  def held(tokens, most):
+    """Of a layer; of experts no more than `most` rows."""
+    return layer * tokens + row * min(tokens * c.num_experts_per_tok, most)
+
+  def stays(tokens):
+    # Experts that go by parts are computed again.
+    whole = tokens * c.num_experts_per_tok <= moe.ROWS
+    return width * c.hidden_size * tokens if remat else held(
+      tokens, whole * moe.ROWS
+    )
+
   return {
-    "kept": float(kept),
-    "working": float(working),
+    "kept": float(
+      c.num_hidden_layers * (stays(s.prompt) + stays(s.branch))
+    ),
+    # Values and their cotangents, of prompts or of actions.
+    "working": 2.0 * held(max(s.prompt, s.branch), moe.ROWS),
     "logits": 2.0 * 4 * logits_chunk * c.vocab_size,
   }
 

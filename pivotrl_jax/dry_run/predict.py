@@ -1,9 +1,9 @@
 """The stage: what the step of a run, and its rollouts, would take of meshes.
 
-The step is compiled for a few layers (`program.py`), for layers are alike: a
-line through the fewest and the most gives all of them, and the counts between
-say how straight it is. What a compiler cannot know is counted by hand
-(`counts.py`) and stands beside it.
+The step is compiled (`program.py`) with all layers, or with a few: layers are
+alike, so a line through the fewest and the most gives all of them, and the
+counts between say how straight it is. What a compiler cannot know is counted
+by hand (`counts.py`) and stands beside it.
 """
 
 import dataclasses
@@ -57,11 +57,11 @@ def check(config: Any) -> None:
   cards.meshes(config.dry_run.meshes)
   _whole(config, "prompts", 2)
   shape = model(config)
-  layers = _whole(config, "layers", 2)
-  if max(layers) > shape.num_hidden_layers:
+  layers, every = _layers(config, shape), shape.num_hidden_layers
+  if max(layers) > every or len(layers) == 1 and layers != [every]:
     raise errors.InputError(
-      f"--config.dry_run.layers: {config.dry_run.layers}; expected at most the"
-      f" model's {shape.num_hidden_layers}"
+      f"--config.dry_run.layers: {config.dry_run.layers}; expected two or more,"
+      f" at most the model's {every}, or nothing, for all"
     )
   for name, value, wanted in (
     ("train.lora_rank", config.train.lora_rank, 0),
@@ -79,6 +79,13 @@ def model(config: Any) -> qwen3.Config:
   if config.model.path:
     return qwen3.config_from_hf(hf.read_config(config.model.path))
   return MODELS[config.dry_run.model]
+
+
+def _layers(config, shape):
+  """How many are compiled."""
+  if not config.dry_run.layers:
+    return [shape.num_hidden_layers]
+  return _whole(config, "layers", 2)
 
 
 def _whole(config, name, least):
@@ -122,7 +129,7 @@ def _compiled(config, shape, mesh, prompt):
     "shape": dataclasses.asdict(shape),
     "mesh": mesh.name,
     "prompt": prompt,
-    "layers": _whole(config, "layers", 2),
+    "layers": _layers(config, shape),
   }
   with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
     json.dump(job, file)
@@ -171,12 +178,13 @@ def predict(
     shape, sizes, remat=remat, logits_chunk=config.train.logits_chunk,
     width=width,
   )  # fmt: skip
-  # Beside activations: gradients, twice while they are added up, and the
-  # weights of a layer, gathered.
+  # Beside activations: gradients, twice while they are added up, with layers
+  # in a loop all of them stacked too; and the weights of a layer, gathered.
   state = answer["state"]
   layer = counts.parameters(shape) / shape.num_hidden_layers
   hand = sum(state.values()) + reference + sum(by_hand.values())
-  hand += 2 * state["parameters"] + 3 * width * layer
+  hand += (4 if config.model.scan_layers else 2) * state["parameters"]
+  hand += 3 * width * layer
   return {
     "mesh": mesh.name, "devices": mesh.count, "card": mesh.kind,
     "axes": answer["mesh"], "compiler": answer["compiler"],
@@ -328,14 +336,17 @@ def text(row: dict[str, Any]) -> str:
   hand = row["activations_by_hand"]
   most = row["peak_by_hand"] if row["compiler"] == "cpu" else row["peak"]
   fits = "fits" if most <= row["memory"] else "does not fit"
+  line = ""
+  if len(row["layers"]) > 1:
+    line = f", a line through them (off by {100 * row['off_the_line']:.1f} %)"
   lines = [
     f"{row['mesh']}: {row['devices']} x {row['card']} as "
     + " x ".join(f"{k} {v}" for k, v in row["axes"].items())
     + f"; {row['pivots']} prompts of {row['prompt']:,} tokens x {row['group']}"
     f" actions of {row['action']:,}; {row['micro_batches']} micro-batches",
     f"  compiled by      {_COMPILERS[row['compiler']]};"
-    f" {', '.join(map(str, row['layers']))} layers, a line through them (off"
-    f" by {100 * row['off_the_line']:.1f} %); {row['seconds_compiling']:.0f} s",
+    f" {', '.join(map(str, row['layers']))} layers{line};"
+    f" {row['seconds_compiling']:.0f} s",
     f"  model            {row['parameters_total'] / 1e9:.2f} B parameters,"
     f" {row['parameters_active'] / 1e9:.2f} B for a token",
     "  of each device:",

@@ -125,6 +125,7 @@ def test_figures_of_all_layers_lie_on_a_line():
     ({"dry_run.prompts": "8k"}, "dry_run.prompts", "at least 2"),
     ({"dry_run.layers": "1,2"}, "dry_run.layers", "at least 2"),
     ({"dry_run.layers": "2,9"}, "dry_run.layers", "the model's 5"),
+    ({"dry_run.layers": "3"}, "dry_run.layers", "two or more"),
     ({"train.lora_rank": 4}, "train.lora_rank", "expected 0"),
   ],
 )
