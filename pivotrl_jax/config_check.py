@@ -433,11 +433,6 @@ def _contradictions(config) -> Iterator[tuple[bool, str, str]]:
     "False, or engine.name=sglang",
   )
   yield (
-    t.replay_routes and config.engine.name != "jax",
-    "train.replay_routes",
-    "False, or engine.name=jax: servers are not asked for their routes",
-  )
-  yield (
     config.engine.stale == "correct" and not t.importance_cap,
     "engine.stale",
     "refuse, or a train.importance_cap above 0: importance weights are what"

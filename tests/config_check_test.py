@@ -176,8 +176,6 @@ def test_nonsense_is_refused(name):
      ("similarity_threshold: 0.9", "0.8")),
     ({"train.lora_rank": 4, "optimizer": "natural"},
      ("train.lora_rank: 4", "optimizer=adam")),
-    ({"train.replay_routes": True, "engine.name": "sglang"},
-     ("train.replay_routes: True", "engine.name=jax")),
     ({"train.parallel": "sharded", "train.mesh.expert": 3},
      ("train.mesh: data=1, fsdp=-1, expert=3, tensor=1, on 8 devices",
       "product is 8")),

@@ -4,7 +4,9 @@ The fields and their traps are SGLang 0.5.23's; `engines/server.py` answers
 the same calls in front of any engine.
 """
 
+import base64
 from collections.abc import Sequence
+import dataclasses
 import itertools
 import math
 import re
@@ -23,6 +25,7 @@ _OLDEST = (0, 5, 22)  # Weight updates and versions changed until then.
 _QUICK = 5.0  # Seconds to connect, and of calls that answer at once.
 _PASSING = {408, 425, 429}  # And 5xx.
 _SIGN = 1 << 63
+TELLS_ROUTES = "enable_return_routed_experts"  # Another field of it.
 TAGS = ("weights", "kv_cache", "cuda_graph")
 
 
@@ -37,6 +40,47 @@ class Failure(Exception):
   def __init__(self, message: str, *, passing: bool):
     super().__init__(message)
     self.passing = passing
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """Of a policy, what its routes are told in.
+
+  SGLang tells int32 `[tokens, layers, each]`, in base64, of all layers and of
+  all tokens but the last: what a token's routes led to is the next one.
+
+  Attributes:
+    layers: how many, with experts or not.
+    sparse: those with experts.
+    each: experts of a token.
+    count: experts of a layer.
+  """
+
+  layers: int
+  sparse: tuple[int, ...]
+  each: int
+  count: int
+
+  def written(self, routes: np.ndarray, before: int) -> str:
+    """`Completion.routes` as SGLang tells them, -1 where there is nothing to
+    say: of the `before` tokens ahead, and of layers without experts.
+    """
+    told = np.full((before + len(routes), self.layers, self.each), -1, "<i4")
+    told[before:, list(self.sparse)] = routes
+    return base64.b64encode(told).decode()
+
+  def read(self, text: str, size: int) -> np.ndarray:
+    """`Completion.routes` of the last `size` tokens; ValueError where they are
+    not there.
+    """
+    told = np.frombuffer(base64.b64decode(text), "<i4")
+    told = told.reshape(-1, self.layers, self.each)
+    if len(told) < size:
+      raise ValueError(f"routes of {len(told)} tokens; expected {size}")
+    found = told[len(told) - size :, list(self.sparse)]
+    if found.min(initial=0) < 0 or found.max(initial=0) >= self.count:
+      raise ValueError(f"routes to others than {self.count} experts")
+    return found.astype(np.int16)
 
 
 class Endpoint:
@@ -93,22 +137,30 @@ class Endpoint:
     seeds: Sequence[int],
     *,
     vocab_size: int,
+    experts: Experts | None = None,
   ) -> list[base.Completion]:
     """One completion a row, in one request; complete and well-formed.
 
-    Without stop ids every row has `sampling.max_tokens` tokens.
+    Without stop ids every row has `sampling.max_tokens` tokens; with `experts`
+    completions have routes.
     """
-    reply = self._call("POST", "/generate", {
-        "rid": [uuid.uuid4().hex for _ in prompts],
-        "input_ids": [np.asarray(p).tolist() for p in prompts],
-        "sampling_params": [_sampling(sampling, seed) for seed in seeds],
-        "return_logprob": True,
-    })  # fmt: skip
+    asked = {
+      "rid": [uuid.uuid4().hex for _ in prompts],
+      "input_ids": [np.asarray(p).tolist() for p in prompts],
+      "sampling_params": [_sampling(sampling, seed) for seed in seeds],
+      "return_logprob": True,
+    }
+    if experts:  # One start for all rows; a token's routes lead to the next.
+      asked |= {
+        "return_routed_experts": True,
+        "routed_experts_start_len": min(map(len, prompts)) - 1,
+      }
+    reply = self._call("POST", "/generate", asked)
     if not isinstance(reply, list) or len(reply) != len(prompts):
       got = len(reply) if isinstance(reply, list) else type(reply).__name__
       raise self._torn(f"{got} completions; expected {len(prompts)}")
     try:
-      found = [_completion(row) for row in reply]
+      found = [_completion(row, experts) for row in reply]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as e:
       raise self._torn(f"{type(e).__name__}: {e} in a completion") from e
     for completion in found:
@@ -176,6 +228,16 @@ class Endpoint:
     return Failure(f"{self.address}: {what}", passing=True)
 
 
+def check_routes(info: dict[str, Any], address: str) -> str | None:
+  """Why a server whose `/server_info` this is tells no routes, or None."""
+  if info.get(TELLS_ROUTES):
+    return None
+  flag = "--" + TELLS_ROUTES.replace("_", "-")
+  if OURS in info:
+    flag = "--config.train.replay_routes=True"
+  return f"{address}: tells no routes; expected a server started with {flag}"
+
+
 def check_info(info: dict[str, Any], address: str) -> str | None:
   """What a server's `/server_info` has against it, or None."""
   if OURS in info:
@@ -216,7 +278,7 @@ def _sampling(sampling, seed):
   }
 
 
-def _completion(row):
+def _completion(row, experts):
   meta = row["meta_info"]
   triples = meta["output_token_logprobs"]
   if [int(t[1]) for t in triples] != row["output_ids"]:
@@ -229,6 +291,7 @@ def _completion(row):
     str(meta["finish_reason"]["type"]),
     ", ".join(str(v) for v, _ in itertools.groupby(versions)),
     int(meta.get("cached_tokens", 0)),
+    experts and experts.read(meta["routed_experts"], len(triples)),
   )
 
 

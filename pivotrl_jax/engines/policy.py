@@ -319,4 +319,17 @@ def _servers(policy, config):
     retries=given.retries,
     patience=given.patience,
     stale=given.stale,
+    experts=experts(policy, config),
+  )
+
+
+def experts(policy: Policy, config: Any) -> endpoint.Experts | None:
+  """What its routes are told in, where the config wants them told."""
+  if not config.train.replay_routes or not policy.config.sparse_layers:
+    return None
+  return endpoint.Experts(
+    layers=policy.config.num_hidden_layers,
+    sparse=policy.config.sparse_layers,
+    each=policy.config.num_experts_per_tok,
+    count=policy.config.num_experts,
   )

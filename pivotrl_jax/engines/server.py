@@ -159,6 +159,7 @@ def make(config: Any, policy: policy_lib.Policy) -> service_lib.Service:
     load=lambda path: _weights(path, policy.config),
     path=str(policy.path),
     score=score,
+    experts=policy_lib.experts(policy, config),
     recorded=record.Record(pathlib.Path(given.record))
     if given.record
     else None,

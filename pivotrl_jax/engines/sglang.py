@@ -66,6 +66,7 @@ class SGLang:
     patience: seconds to wait for a server that is not ready.
     stale: "refuse" completions of other weights than the last loaded, or
       "correct" them: take them, for importance weights to mend.
+    experts: of a policy whose completions are to have routes.
   """
 
   def __init__(
@@ -82,6 +83,7 @@ class SGLang:
     retries: int = 5,
     patience: float = 300.0,
     stale: str = "refuse",
+    experts: endpoint.Experts | None = None,
   ):
     self._servers = [_Server(calls) for calls in servers]
     self._router = router
@@ -94,6 +96,7 @@ class SGLang:
     self._retries = retries
     self._patience = patience
     self._stale = stale
+    self._experts = experts
     self._path = ""
     self._wanted: base.Completion | None = None
     self._prepared: dict[str, Any] | None = None
@@ -221,8 +224,9 @@ class SGLang:
   def _generate(self, calls, prompts, sampling, seeds):
     """What a server samples, from the weights it should."""
     found = calls.generate(
-      prompts, sampling, seeds, vocab_size=self._vocab_size
-    )
+      prompts, sampling, seeds, vocab_size=self._vocab_size,
+      experts=self._experts,
+    )  # fmt: skip
     stale = {c.version for c in found} - {self.version}
     if stale and self._stale == "refuse":
       raise endpoint.Failure(
@@ -312,8 +316,12 @@ class SGLang:
     return True
 
   def _hand_over(self, server, abort):
-    wrong = self._deterministic and endpoint.check_info(
-      server.calls.info(), server.calls.address
+    wrong = (
+      self._deterministic
+      and endpoint.check_info(server.calls.info(), server.calls.address)
+    ) or (
+      self._experts
+      and endpoint.check_routes(server.calls.info(), server.calls.address)
     )
     if wrong:
       raise endpoint.Failure(wrong, passing=False)

@@ -1,5 +1,6 @@
 """A small policy on disk, and a server of it in a thread, on a real socket."""
 
+import contextlib
 import dataclasses
 import pathlib
 import socket
@@ -53,8 +54,15 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(small):
-  policy = policy_lib.load(small)
-  service = server.make(config_of(small), policy)
+  with serving(config_of(small)) as found:
+    yield found
+
+
+@contextlib.contextmanager
+def serving(config):
+  """A server as `config` has it."""
+  policy = policy_lib.load(pathlib.Path(config.model.path))
+  service = server.make(config, policy)
   port = free_port()
   running = uvicorn.Server(
     uvicorn.Config(server.app(service), port=port, log_level="warning")

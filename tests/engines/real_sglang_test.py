@@ -4,17 +4,22 @@ Runs where $PIVOTRL_SGLANG_PYTHON names the interpreter of an environment that
 third_party/sglang/make_cpu_env.sh made. Minutes: SGLang takes one to start.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import threading
 
+import flax.linen as nn
+import jax
 import pytest
 
 from configs import swe
 from launchers import sglang_sidecar
 from pivotrl_jax import main
 from pivotrl_jax.engines import policy as policy_lib
+from pivotrl_jax.models import hf
+from pivotrl_jax.models import qwen3
 from tests.engines import conftest
 
 PYTHON = os.environ.get("PIVOTRL_SGLANG_PYTHON")
@@ -26,16 +31,18 @@ START = (
 )
 
 
-@pytest.fixture
-def address(tmp_path):
-  if not PYTHON:
-    pytest.skip(
-      "no SGLang here: set PIVOTRL_SGLANG_PYTHON to the interpreter of an"
-      " environment of third_party/sglang/make_cpu_env.sh"
-    )
+pytestmark = pytest.mark.skipif(
+  not PYTHON,
+  reason="no SGLang here: set PIVOTRL_SGLANG_PYTHON to the interpreter of an"
+  " environment of third_party/sglang/make_cpu_env.sh",
+)
+
+
+@contextlib.contextmanager
+def _serving(tmp_path, model, *given):
   port = conftest.free_port()
   sidecar = sglang_sidecar.Sidecar(
-      command=[str(START), PYTHON, str(policy_lib.MINI), str(port)],
+      command=[str(START), PYTHON, str(model), str(port), *given],
       address=f"http://127.0.0.1:{port}", log=tmp_path / "sglang.log",
   )  # fmt: skip
   stopping = threading.Event()
@@ -48,7 +55,8 @@ def address(tmp_path):
   thread.join()
 
 
-def test_a_run(address, tmp_path):
+def _metrics(tmp_path, address, **changes):
+  """Of two steps of a run whose engine is there."""
   config = swe.get_config("tiny")
   config.select = "random"
   config.data.trajectories = 2
@@ -58,6 +66,7 @@ def test_a_run(address, tmp_path):
   config.train.watch_prompts = 0
   config.train.natural_every = 0
   config.train.kl_coef = 1e-3  # So that groups that agree are trained on too.
+  config.update_from_flattened_dict(changes)
   config.engine.update({"name": "sglang", "urls": address, "patience": 600.0})
   stages = ["import", "candidates", "profile", "select", "train"]
   main.run(config, tmp_path / "run", stages)
@@ -67,3 +76,32 @@ def test_a_run(address, tmp_path):
   # Both sides compute in float32.
   assert all(row["mismatch/max"] < 1e-3 for row in rows)
   assert all(row["mismatch/ess"] > 0.999 for row in rows)
+  return rows
+
+
+def test_a_run(tmp_path):
+  with _serving(tmp_path, policy_lib.MINI) as address:
+    _metrics(tmp_path, address)
+
+
+def test_its_routes_are_the_trainers_own(tmp_path):
+  # SGLang gives every layer of this architecture experts, and ties nothing.
+  shape = hf.read_config(policy_lib.MINI) | {
+    "architectures": [hf.SPARSE], "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "norm_topk_prob": True, "mlp_only_layers": [],
+    "decoder_sparse_step": 1, "model_type": "qwen3_moe",
+    "tie_word_embeddings": False,
+  }  # fmt: skip
+  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
+  wide = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(params))
+  model = tmp_path / "experts"
+  hf.save(model, wide, shape, policy_lib.MINI)
+  flag = "--enable-return-routed-experts"
+  with _serving(tmp_path, model, flag) as address:
+    changes = {"model.path": str(model), "train.replay_routes": True}
+    rows = _metrics(tmp_path, address, **changes)
+  for row in rows:
+    assert row["router/load_max"] > 1.5
+    assert row["router/disagreement"] < 0.01

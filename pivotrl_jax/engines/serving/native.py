@@ -17,6 +17,7 @@ from pivotrl_jax.engines.serving import text as text_lib
 
 _HONOURED = frozenset((
     "rid", "text", "input_ids", "sampling_params", "return_logprob", "stream",
+    "return_routed_experts", "routed_experts_start_len",
 ))  # fmt: skip
 _NEUTRAL = {
   "logprob_start_len": (-1,),
@@ -49,6 +50,7 @@ class Generate:
     many: whether the answer is a list.
     logprobs: whether to tell log-probs.
     stream: whether parts are told as they come.
+    routes_from: the first token whose routes are told; None: of none.
   """
 
   rows: list[scheduler.Row]
@@ -57,6 +59,7 @@ class Generate:
   many: bool
   logprobs: bool
   stream: bool
+  routes_from: int | None
 
 
 def generate(
@@ -67,6 +70,7 @@ def generate(
   context: int,
   most: int,
   stop_ids: Sequence[int],
+  tells_routes: bool,
 ) -> Generate:
   """Reads a request; ApiError where it is not one.
 
@@ -77,6 +81,7 @@ def generate(
     context: most tokens of a prompt and its completion.
     most: completions of a prompt.
     stop_ids: end a completion unless `ignore_eos`.
+    tells_routes: whether the engine does.
   """
   fields.check_known(
     body, honoured=_HONOURED, harmless=frozenset(), neutral=_NEUTRAL
@@ -117,6 +122,18 @@ def generate(
       rows.append(scheduler.Row(ids, sampling, seed))
       names.append(str(rid or secrets.token_hex(16)))
       stops.append(texts)
+  routes_from = None
+  if fields.of_kind(body, "return_routed_experts", bool, False):
+    if not tells_routes:
+      raise fields.ApiError(
+        400,
+        "return_routed_experts: expected a policy of experts, served with"
+        " --config.train.replay_routes=True",
+      )
+    routes_from = fields.number(
+      body, "routed_experts_start_len", 0, least=0, whole=True,
+      most=min(len(row.prompt) for row in rows),
+    )  # fmt: skip
   return Generate(
     rows=rows,
     rids=names,
@@ -124,6 +141,7 @@ def generate(
     many=not single or len(rows) > 1,
     logprobs=fields.of_kind(body, "return_logprob", bool, False),
     stream=fields.of_kind(body, "stream", bool, False),
+    routes_from=routes_from,
   )
 
 
@@ -171,6 +189,8 @@ def answer(
   stops: Sequence[str],
   *,
   logprobs: bool,
+  experts: endpoint.Experts | None = None,
+  routes_from: int | None = None,
 ) -> dict[str, Any]:
   """A row as `/generate` tells it, so far or at its end."""
   ended = row.finish == "stop" and row.ids[-1] in row.sampling.stop_ids
@@ -206,6 +226,12 @@ def answer(
         row.log_probs[:count], row.ids[:count], strict=True
       )
     ]
+  if routes_from is not None and row.routes:
+    first = len(row.prompt) - 1  # Its routes lead to the first that is sampled.
+    routes = np.concatenate(row.routes)[:count]
+    meta["routed_experts"] = experts.written(
+      routes[max(0, routes_from - first) :], max(0, first - routes_from)
+    )
   return {
     "text": cut[1] if cut else tokenizer.decode(spoken),
     "output_ids": row.ids[:count],

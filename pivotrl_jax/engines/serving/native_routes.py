@@ -40,6 +40,7 @@ async def server_info(
       "model_path": service.path,
       "context_length": service.limits.context,
       "enable_deterministic_inference": True,
+      endpoint.TELLS_ROUTES: service.experts is not None,
     }
   )
 
@@ -73,13 +74,15 @@ def _asked(service, body):
       vocab_size=service.vocab_size,
       context=service.limits.context, most=service.limits.n,
       stop_ids=service.tokenizer.stop_ids,
+      tells_routes=service.experts is not None,
   )  # fmt: skip
 
 
 def _native(service, asked, i):
   return native.answer(
       service.tokenizer, asked.rows[i], asked.rids[i], asked.stops[i],
-      logprobs=asked.logprobs,
+      logprobs=asked.logprobs, experts=service.experts,
+      routes_from=asked.routes_from,
   )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class Row:
     seed: of the row.
     call: rows with the same number are one engine call, alone; None in slices.
     ids, log_probs: sampled so far.
+    routes: `Completion.routes` of each part.
     versions: [version, start, end] of the weights of each part.
     finish: "stop", "length" or "abort" once it is done.
     error: what the engine raised on it.
@@ -53,6 +54,7 @@ class Row:
   call: int | None = None
   ids: list[int] = dataclasses.field(default_factory=list)
   log_probs: list[float] = dataclasses.field(default_factory=list)
+  routes: list[Any] = dataclasses.field(default_factory=list)
   versions: list[list[Any]] = dataclasses.field(default_factory=list)
   finish: str | None = None
   error: BaseException | None = None
@@ -209,6 +211,8 @@ def _extend(row, completion):
   room = row.sampling.max_tokens - start
   row.ids.extend(completion.ids[:room].tolist())
   row.log_probs.extend(completion.log_probs[:room].tolist())
+  if completion.routes is not None:
+    row.routes.append(completion.routes[:room])
   row.slices += 1
   end = len(row.ids)
   if row.versions and row.versions[-1][0] == completion.version:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette import requests
 
 from pivotrl_jax.chat import tokenizer as tokenizer_lib
+from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines.serving import fields
 from pivotrl_jax.engines.serving import record
 from pivotrl_jax.engines.serving import scheduler
@@ -52,6 +53,7 @@ class Service:
       of this shape.
     path: directory that the weights are from.
     score: of texts under the weights; None where the engine cannot.
+    experts: what the engine's routes are told in; None where it tells none.
     recorded: where exchanges are kept, or None.
     key, admin_key: tokens of clients, and of those who may change weights; ""
       asks for none.
@@ -67,6 +69,7 @@ class Service:
   load: Callable[[pathlib.Path], Any]
   path: str
   score: scoring.Score | None = None
+  experts: endpoint.Experts | None = None
   recorded: record.Record | None = None
   key: str = ""
   admin_key: str = ""

@@ -17,6 +17,7 @@ def load() -> None:
   """Called by SGLang in each of its processes."""
   from sglang.srt import batch_invariant_ops
   from sglang.srt.arg_groups import choices
+  from sglang.srt.mem_cache.pool_host import common
   import torch
 
   choices.add_deterministic_attention_backend_choices(["torch_native"])
@@ -28,6 +29,7 @@ def load() -> None:
   for name in _MAKERS:
     setattr(torch, name, _unpinned(getattr(torch, name)))
   torch.Tensor.pin_memory = lambda self, *_, **__: self
+  common._cuda_host_register = lambda *_, **__: None
 
 
 def _unpinned(make):
