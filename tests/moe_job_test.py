@@ -10,16 +10,13 @@ import pathlib
 import subprocess
 import sys
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
+import experts
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
-from pivotrl_jax.models import qwen3
 
 ROOT = pathlib.Path(__file__).parent.parent
 OVERRIDES = {
@@ -47,17 +44,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-  path = tmp_path_factory.mktemp("moe") / "model"
-  shape = hf.read_config(policy_lib.MINI) | {
-    "architectures": [hf.SPARSE], "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16, "norm_topk_prob": True, "mlp_only_layers": [],
-    "decoder_sparse_step": 1, "model_type": "qwen3_moe",
-  }  # fmt: skip
-  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  hf.save(path, nn.unbox(params), shape, policy_lib.MINI)
-  return path
+  return experts.saved(tmp_path_factory.mktemp("moe") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -468,6 +468,8 @@ class Qwen3(nn.Module):
     stacked = jax.tree.map(lambda *of: jnp.stack(of), *params)
     layer = self._layer(run[0], parent=None)
     sums = [moe.SUMS] if self.is_mutable_collection(moe.SUMS) else []
+    # Keys that only their own layer's branches read are not kept.
+    keeps = y is None
 
     def one(carry, of_layer):
       params, routes, known = of_layer
@@ -478,14 +480,10 @@ class Qwen3(nn.Module):
         {"params": params}, *carry, ropes, layout, reach, False, tokens, known,
         method="both", mutable=sums,
       )  # fmt: skip
-      # Keys that only this layer's branches read are not kept.
-      return (x, y), (own if branch is None else None, wrote)
+      return (x, y), (own if keeps else None, wrote)
 
-    branch = y
     routes = tuple(t and t.routes for t in told)
-    (x, y), (own, wrote) = jax.lax.scan(
-      one, (x, y), (stacked, routes, known)
-    )
+    (x, y), (own, wrote) = jax.lax.scan(one, (x, y), (stacked, routes, known))
     for name, of_layers in wrote.items():
       for at, i in enumerate(run):
         self.put_variable(

@@ -10,16 +10,13 @@ import os
 import pathlib
 import threading
 
-import flax.linen as nn
-import jax
 import pytest
 
+import experts
 from configs import swe
 from launchers import sglang_sidecar
 from pivotrl_jax import main
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
-from pivotrl_jax.models import qwen3
 from tests.engines import conftest
 
 PYTHON = os.environ.get("PIVOTRL_SGLANG_PYTHON")
@@ -86,18 +83,10 @@ def test_a_run(tmp_path):
 
 def test_its_routes_are_the_trainers_own(tmp_path):
   # SGLang gives every layer of this architecture experts, and ties nothing.
-  shape = hf.read_config(policy_lib.MINI) | {
-    "architectures": [hf.SPARSE], "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32, "norm_topk_prob": True, "mlp_only_layers": [],
-    "decoder_sparse_step": 1, "model_type": "qwen3_moe",
-    "tie_word_embeddings": False,
-  }  # fmt: skip
-  params = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  wide = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(params))
-  model = tmp_path / "experts"
-  hf.save(model, wide, shape, policy_lib.MINI)
+  model = experts.saved(
+    tmp_path / "experts", times=6, num_hidden_layers=3, head_dim=32,
+    num_experts=8, moe_intermediate_size=32, tie_word_embeddings=False,
+  )  # fmt: skip
   flag = "--enable-return-routed-experts"
   with _serving(tmp_path, model, flag) as address:
     changes = {"model.path": str(model), "train.replay_routes": True}

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+import experts
 from pivotrl_jax import errors
 from pivotrl_jax.data import batches
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import endpoint
 from pivotrl_jax.engines import jax_sampler
 from pivotrl_jax.engines import policy as policy_lib
-from pivotrl_jax.models import hf
 from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 from pivotrl_jax.train import step as step_lib
@@ -114,37 +114,27 @@ def test_a_row_does_not_depend_on_its_batch(params, completions, prompts):
 
 def test_as_sglang_tells_them():
   # Three layers, the second without experts; 2 of 5 experts a token.
-  experts = endpoint.Experts(layers=3, sparse=(0, 2), each=2, count=5)
+  told_in = endpoint.Experts(layers=3, sparse=(0, 2), each=2, count=5)
   routes = np.array([[[0, 1], [2, 3]], [[4, 0], [1, 2]]], np.int16)
-  text = experts.written(routes, before=1)
+  text = told_in.written(routes, before=1)
   assert np.frombuffer(base64.b64decode(text), "<i4").tolist() == (
     [-1] * 6 + [0, 1, -1, -1, 2, 3] + [4, 0, -1, -1, 1, 2]
   )
-  np.testing.assert_array_equal(experts.read(text, 2), routes)
-  np.testing.assert_array_equal(experts.read(text, 1), routes[1:])
+  np.testing.assert_array_equal(told_in.read(text, 2), routes)
+  np.testing.assert_array_equal(told_in.read(text, 1), routes[1:])
   with pytest.raises(ValueError, match="of 3 tokens; expected 4"):
-    experts.read(text, 4)
+    told_in.read(text, 4)
   with pytest.raises(ValueError, match="others than 5 experts"):
-    experts.read(text, 3)
+    told_in.read(text, 3)
   with pytest.raises(ValueError, match="reshape"):
-    dataclasses.replace(experts, layers=4).read(text, 1)
+    dataclasses.replace(told_in, layers=4).read(text, 1)
 
 
 @pytest.fixture(scope="module")
 def policy(params, tmp_path_factory):
   """The policy as a directory, with the mini policy's tokenizer."""
   path = tmp_path_factory.mktemp("experts") / "policy"
-  shape = hf.read_config(policy_lib.MINI) | {
-    "architectures": [hf.SPARSE], "hidden_size": 16, "intermediate_size": 48,
-    "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 8, "num_experts": 5, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 8, "norm_topk_prob": True, "mlp_only_layers": [1],
-    "decoder_sparse_step": 1, "model_type": "qwen3_moe",
-  }  # fmt: skip
-  wide = qwen3.init_params(qwen3.config_from_hf(shape), jax.random.key(0))
-  wide = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(wide))
-  hf.save(path, wide, shape, policy_lib.MINI)
-  return path
+  return experts.saved(path, times=6, num_hidden_layers=3, mlp_only_layers=[1])
 
 
 def _engine(path, served, **knobs):
@@ -174,11 +164,11 @@ def test_servers_tell_them(policy, prompts):
       "sampling_params": {"max_new_tokens": 30, "ignore_eos": True},
     }  # fmt: skip
     reply = httpx2.post(f"{served.address}/generate", json=body, timeout=60)
-    experts = policy_lib.experts(served.policy, config)
+    told_in = policy_lib.experts(served.policy, config)
     told = reply.json()["meta_info"]["routed_experts"]
-    assert experts.read(told, 30).shape == (30, 2, 2)
+    assert told_in.read(told, 30).shape == (30, 2, 2)
     with pytest.raises(ValueError, match="of 30 tokens"):
-      experts.read(told, 31)
+      told_in.read(told, 31)
 
 
 def test_a_server_that_tells_none_is_one_line(policy):
