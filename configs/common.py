@@ -262,7 +262,7 @@ def _embedded(domain):
     # qwen3-30b-a3b | qwen3-1.7b | qwen3-0.6b.
     prompts="32768,131072",  # Tokens of a prompt, one after the other.
     layers="",  # Compiled: all, or such as 2,3,4, and a line through them.
-    compiler="auto",  # auto (a Hopper's, where its plugin is there) | cpu.
+    compiler="auto",  # auto (a Hopper's or a TPU's, where installed) | cpu.
   )
   config.report = _section(pivots=200)  # Most pivots in the page.
   return config

@@ -19,6 +19,7 @@ class Card:
       devices and among more.
     host: devices of a fast domain.
     cores: that a slice's name counts for each chip; 0: no such names.
+    torus: axes of a slice.
   """
 
   backend: str
@@ -29,6 +30,7 @@ class Card:
   far: float
   host: int
   cores: int = 0
+  torus: int = 0
 
 
 # Sources. GPUs: NVIDIA's data sheets (A100 80GB SXM, H100 SXM5, H200; products
@@ -42,9 +44,9 @@ CARDS = {
   "a100": Card("gpu", 81920 * 2**20, 312e12, 2.039e12, 300e9, 200e9, 8),
   "h100": Card("gpu", 81559 * 2**20, 989e12, 3.35e12, 450e9, 400e9, 8),
   "h200": Card("gpu", 143771 * 2**20, 989e12, 4.8e12, 450e9, 400e9, 8),
-  "v5e": Card("tpu", 16 * 2**30, 197e12, 0.819e12, 180e9, 180e9, 256, 1),
-  "v5p": Card("tpu", 95 * 2**30, 459e12, 2.765e12, 540e9, 540e9, 8960, 2),
-  "v6e": Card("tpu", 32 * 2**30, 918e12, 1.64e12, 360e9, 360e9, 256, 1),
+  "v5e": Card("tpu", 16 * 2**30, 197e12, 0.819e12, 180e9, 180e9, 256, 1, 2),
+  "v5p": Card("tpu", 95 * 2**30, 459e12, 2.765e12, 540e9, 540e9, 8960, 2, 3),
+  "v6e": Card("tpu", 32 * 2**30, 918e12, 1.64e12, 360e9, 360e9, 256, 1, 2),
 }
 
 
@@ -64,6 +66,18 @@ class Named:
   def link(self) -> float:
     """Bytes a second of a collective over all of them."""
     return self.card.near if self.count <= self.card.host else self.card.far
+
+  @property
+  def topology(self) -> str | None:
+    """A TPU slice's sizes as Google names them, such as 2x4x4; None where its
+    devices are no power of two, or less than a host's four.
+    """
+    axes, power = self.card.torus, self.count.bit_length() - 1
+    if not axes or self.count != 1 << power or self.count < 4:
+      return None
+    # As even as may be; an axis of one device stands last.
+    sizes = sorted(1 << (power + i) // axes for i in range(axes))
+    return "x".join(map(str, sorted(sizes, key=lambda size: size == 1)))
 
 
 def named(name: str) -> Named:

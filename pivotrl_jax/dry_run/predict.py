@@ -322,6 +322,7 @@ def rollouts(
 
 _COMPILERS = {
   "gpu": "XLA for this card's kind (an H100's), without one",
+  "tpu": "libtpu, without a TPU; products and collectives by XLA for CPU",
   "cpu": "XLA for CPU, one virtual device for each: the partitioning and the"
   " state are the card's, temporaries are not (16 bits become 32 there)",
 }

@@ -52,28 +52,37 @@ dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _HOPPERS = ("h100", "h200")
+_CPU, _GPU, _TPU = "cpu", "gpu", "tpu"
 
 
 def compiler(mesh: cards.Named, wanted: str) -> str:
-  """What compiles for a mesh: "gpu" or "cpu".
+  """What compiles for a mesh: "gpu", "tpu" or "cpu".
 
   Args:
     mesh: the devices.
     wanted: auto (an NVIDIA card's own, where its plugin is installed and the
-      card is a Hopper) | cpu.
+      card is a Hopper; a TPU's own, where libtpu is) | cpu.
   """
+  found = importlib.util.find_spec
+  if wanted == "auto" and mesh.topology and found("libtpu"):
+    return _TPU
   own = mesh.kind in _HOPPERS and any(
-    importlib.util.find_spec(f"jax_plugins.xla_cuda{v}") for v in (12, 13)
-    if importlib.util.find_spec("jax_plugins")
-  )  # fmt: skip
-  return "gpu" if own and wanted == "auto" else "cpu"
+    found(f"jax_plugins.xla_cuda{v}") for v in (12, 13) if found("jax_plugins")
+  )
+  return _GPU if own and wanted == "auto" else _CPU
 
 
 def devices(mesh: cards.Named, chosen: str) -> list[Any]:
   """As many devices as a mesh has, to compile for and nothing else."""
-  if chosen == "cpu":
+  if chosen == _CPU:
     jax.config.update("jax_num_cpu_devices", mesh.count)
     return jax.devices("cpu")
+  if chosen == _TPU:
+    return list(
+      topologies.get_topology_desc(
+        f"{mesh.kind}:{mesh.topology}", platform="tpu"
+      ).devices
+    )
   near = min(mesh.count, mesh.card.host)
   found = topologies.get_topology_desc(
     mesh.kind, platform="cuda", target_config=_HOPPER,
@@ -136,13 +145,17 @@ def lowered(
 
 def measured(compiled: Any, *, micro_batches: int) -> dict[str, Any]:
   """What a compiler says of a program, of each device; bytes and FLOPs."""
-  memory = compiled.memory_analysis()
   found = hlo.read(compiled.as_text(), micro_batches=micro_batches)
+  return memory(compiled) | dataclasses.asdict(found)
+
+
+def memory(compiled: Any) -> dict[str, int]:
+  """Bytes of each device that a program takes, and what it makes anew."""
+  found = compiled.memory_analysis()
   return {
-    "arguments": memory.argument_size_in_bytes,
-    "temporaries": memory.temp_size_in_bytes,
-    "new_outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    **dataclasses.asdict(found),
+    "arguments": found.argument_size_in_bytes,
+    "temporaries": found.temp_size_in_bytes,
+    "new_outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
   }
 
 
@@ -168,26 +181,37 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
   """Compiles for each of `job["layers"]`; see `predict.py`."""
   config = config_dict.ConfigDict(job["config"])
   named = cards.named(job["mesh"])
-  chosen = compiler(named, config.dry_run.compiler)
   full = qwen3.Config(**job["shape"])
-  mesh = parallel.mesh(devices(named, chosen), **config.train.mesh)
-  state, batch = abstract(config, full, mesh, job["prompt"])
+  chosen = compiler(named, config.dry_run.compiler)
+  # `hlo.py` cannot read what libtpu writes: it is asked for bytes alone.
+  read = _CPU if chosen == _TPU else chosen
+
+  def laid(compiler):
+    return parallel.mesh(devices(named, compiler), **config.train.mesh)
+
+  def compiled(compiler, layers):
+    shape = dataclasses.replace(full, num_hidden_layers=layers)
+    with backend.target(compiler):
+      given = abstract(config, shape, meshes[compiler], job["prompt"])
+      return lowered(config, shape, meshes[compiler], *given).compile()
+
+  meshes = {name: laid(name) for name in dict.fromkeys((read, chosen))}
+  state, batch = abstract(config, full, meshes[read], job["prompt"])
+  count = len(batch.mask)
   answer = {
     "compiler": chosen,
-    "mesh": dict(mesh.shape),
-    "micro_batches": len(batch.mask),
-    "state": state_bytes(state, full, mesh),
+    "mesh": dict(meshes[read].shape),
+    "micro_batches": count,
+    "state": state_bytes(state, full, meshes[read]),
     "layers": {},
   }
-  with backend.target(chosen):
-    for layers in job["layers"]:
-      started = time.monotonic()
-      shape = dataclasses.replace(full, num_hidden_layers=layers)
-      state, batch = abstract(config, shape, mesh, job["prompt"])
-      compiled = lowered(config, shape, mesh, state, batch).compile()
-      answer["layers"][layers] = measured(
-        compiled, micro_batches=answer["micro_batches"]
-      ) | {"seconds": round(time.monotonic() - started, 1)}
+  for layers in job["layers"]:
+    started = time.monotonic()
+    found = measured(compiled(read, layers), micro_batches=count)
+    if chosen != read:
+      found |= memory(compiled(chosen, layers))
+    found["seconds"] = round(time.monotonic() - started, 1)
+    answer["layers"][layers] = found
   return answer
 
 

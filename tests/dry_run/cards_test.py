@@ -16,6 +16,16 @@ def test_names(name, kind, count):
 
 
 @pytest.mark.parametrize(
+  ("name", "sizes"),
+  [("v5p-8", "2x2x1"), ("v5p-64", "2x4x4"), ("v5p-128", "4x4x4"),
+   ("v5e-8", "2x4"), ("256xv6e", "16x16"), ("12xv5p", None), ("2xv6e", None),
+   ("4xh100", None)],
+)  # fmt: skip
+def test_slices(name, sizes):
+  assert cards.named(name).topology == sizes
+
+
+@pytest.mark.parametrize(
   "name", ["64xh1000", "0xh100", "h100", "h100-8", "v5p-63", "v9-4", "", "x"]
 )
 def test_a_bad_name_is_one_line(name):

@@ -1,6 +1,7 @@
 """The stage on the mini policy, and its predictions beside XLA's own."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 
@@ -97,6 +98,26 @@ def test_two_devices_hold_halves_and_all_is_said(tmp_path, capsys):
     assert part in said, part
   over = predict.text(row | {"peak_by_hand": 2 * row["memory"]})
   assert re.search(r"does not fit: 159\.29 GiB of 79\.65 GiB", over)
+
+
+@pytest.mark.skipif(
+  not importlib.util.find_spec("libtpu"), reason="no libtpu here"
+)
+def test_a_slice_of_tpus_is_compiled_by_their_own_compiler(tmp_path):
+  changes = {"meshes": "v5e-4", "compiler": "auto", "layers": ""}
+  rows = []
+  for compiler in ("auto", "cpu"):
+    changes["compiler"] = compiler
+    predict.run(
+      _config(**{f"dry_run.{k}": v for k, v in changes.items()}), tmp_path
+    )
+    rows += json.loads((tmp_path / "dry_run" / "predictions.json").read_text())
+  own, cpu = rows
+  assert (own["compiler"], cpu["compiler"]) == ("tpu", "cpu")
+  assert own["layers"] == [5]
+  for same in ("parameters", "collectives", "products_compiled"):
+    assert own[same] == cpu[same]
+  assert 0 < own["temporaries"] != cpu["temporaries"]
 
 
 def test_figures_of_all_layers_lie_on_a_line():
