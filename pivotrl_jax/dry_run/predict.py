@@ -6,6 +6,7 @@ counts between say how straight it is. What a compiler cannot know is counted
 by hand (`counts.py`) and stands beside it.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -50,6 +51,7 @@ MODELS = {
 E2E_TASKS, E2E_GROUP, E2E_TURNS = 16, 32, 14.7
 E2E_STEPS, PIVOTRL_STEPS = 72, 130
 _GIB, _TERA = 2**30, 1e12
+_AT_ONCE = 4  # Most programs compiled at a time.
 
 
 def check(config: Any) -> None:
@@ -109,12 +111,14 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
   check(config)
   shape = model(config)
   rows = []
-  for mesh in cards.meshes(config.dry_run.meshes):
-    for prompt in _whole(config, "prompts", 2):
-      logging.info("dry_run: %s, prompts of %d tokens", mesh.name, prompt)
-      answer = _compiled(config, shape, mesh, prompt)
-      rows.append(predict(config, shape, mesh, prompt, answer))
-      print(text(rows[-1]), flush=True)
+  wanted = [
+    (mesh, prompt)
+    for mesh in cards.meshes(config.dry_run.meshes)
+    for prompt in _whole(config, "prompts", 2)
+  ]
+  for job, answer in zip(wanted, _answers(config, shape, wanted), strict=True):
+    rows.append(predict(config, shape, *job, answer))
+    print(text(rows[-1]), flush=True)
   folder = workdir / OUTPUT
   folder.mkdir(exist_ok=True)
   (folder / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -122,8 +126,26 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
   return False
 
 
-def _compiled(config, shape, mesh, prompt):
-  """What `program.py` says, from a process of its own."""
+def _answers(config, shape, wanted):
+  """What `program.py` says of each mesh and prompt length, in their order."""
+  started: list[subprocess.Popen] = []
+  # A compiler keeps about one core busy, and takes some 3 GiB.
+  most = min(_AT_ONCE, os.cpu_count() or 1)
+  with concurrent.futures.ThreadPoolExecutor(most) as pool:
+    try:
+      yield from pool.map(
+        lambda job: _compiled(config, shape, *job, started), wanted
+      )
+    except BaseException:  # Whoever stops does not wait for the others.
+      pool.shutdown(wait=False, cancel_futures=True)
+      for process in started:
+        process.kill()
+      raise
+
+
+def _compiled(config, shape, mesh, prompt, started):
+  """What a process of its own says, which is added to `started`."""
+  logging.info("dry_run: %s, prompts of %d tokens", mesh.name, prompt)
   job = {
     "config": config.to_dict(),
     "shape": dataclasses.asdict(shape),
@@ -134,19 +156,21 @@ def _compiled(config, shape, mesh, prompt):
   with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
     json.dump(job, file)
     file.flush()
-    done = subprocess.run(
+    with subprocess.Popen(
       [sys.executable, "-m", "pivotrl_jax.dry_run.program", file.name],
       # Else plugins look for a device when they load.
       env=os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
-      capture_output=True, text=True, check=False,
-    )  # fmt: skip
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+      started.append(process)
+      said, complaints = process.communicate()
+  if process.returncode:
+    last = (complaints.strip().splitlines() or ["killed"])[-1]
     raise errors.InputError(
       f"dry_run: {mesh.name}, prompts of {prompt} tokens: not compiled: {last}"
-      f" (status {done.returncode})"
+      f" (status {process.returncode})"
     )
-  return json.loads(done.stdout.strip().splitlines()[-1])
+  return json.loads(said.strip().splitlines()[-1])
 
 
 def predict(
