@@ -7,6 +7,7 @@ by hand (`counts.py`) and stands beside it.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import Any
 
 from absl import logging
@@ -129,13 +131,17 @@ def run(config: Any, workdir: pathlib.Path) -> bool:
 def _answers(config, shape, wanted):
   """What `program.py` says of each mesh and prompt length, in their order."""
   started: list[subprocess.Popen] = []
-  # A compiler keeps about one core busy, and takes some 3 GiB.
+  # A compiler keeps about one core busy, and takes some 3 GiB; libtpu 10.
   most = min(_AT_ONCE, os.cpu_count() or 1)
+  alone = {"tpu": threading.Lock()}
+
+  def one(job):
+    with alone.get(job[0].card.backend, contextlib.nullcontext()):
+      return _compiled(config, shape, *job, started)
+
   with concurrent.futures.ThreadPoolExecutor(most) as pool:
     try:
-      yield from pool.map(
-        lambda job: _compiled(config, shape, *job, started), wanted
-      )
+      yield from pool.map(one, wanted)
     except BaseException:  # Whoever stops does not wait for the others.
       pool.shutdown(wait=False, cancel_futures=True)
       for process in started:
