@@ -3,7 +3,8 @@
 What experts compute: `[M, D]` rows, sorted by group, times `[E, D, F]`. On TPU
 by `ragged_dot`, elsewhere by a loop over blocks of rows, as many as there are:
 there XLA's `ragged_dot` multiplies every row with every matrix, on GPU by
-forming `[M, E * D]`.
+forming `[M, E * D]`. The gradient of the matrices is such a loop everywhere:
+that of `ragged_dot` multiplies every row once a group on TPU too.
 """
 
 import functools
@@ -39,38 +40,39 @@ def product(
   chex.assert_equal(matrices.shape[0], sizes.shape[0])
   if body == "auto":
     body = "ragged" if backend.name() == "tpu" else "blocks"
-  if body == "blocks":
-    return _by_blocks(rows, matrices, sizes)
-  used = jnp.arange(len(rows)) < sizes.sum()
-  # Selected on both sides: what stands behind the groups may be anything.
-  found = jax.lax.ragged_dot(jnp.where(used[:, None], rows, 0), matrices, sizes)
-  return jnp.where(used[:, None], found, 0)
+  return (_by_blocks if body == "blocks" else _ragged)(rows, matrices, sizes)
 
 
-@jax.custom_jvp
-def _by_blocks(rows, matrices, sizes):
-  return _products(rows, matrices, sizes, over=1)
+def _differentiable(products):
+  """`products(rows, matrices, sizes, over=1)`, whose derivatives are the same
+  over the other axis and `_outer`.
+  """
 
+  @jax.custom_jvp
+  def run(rows, matrices, sizes):
+    return products(rows, matrices, sizes, over=1)
 
-@_by_blocks.defjvp
-def _by_blocks_jvp(primals, tangents):
-  # Two calls, as only one of the two may be differentiated.
-  rows, matrices, sizes = primals
-  of_rows = jax.custom_derivatives.linear_call(
-    lambda saved, moved: _products(moved, *saved, over=1),
-    lambda saved, cotangent: _products(cotangent, *saved, over=2),
-    (matrices, sizes),
-    tangents[0],
-  )
-  of_matrices = jax.custom_derivatives.linear_call(
-    lambda saved, moved: _products(saved[0], moved, saved[1], over=1),
-    lambda saved, cotangent: _outer(saved[0], cotangent, saved[1]).astype(
-      matrices.dtype
-    ),
-    (rows, sizes),
-    tangents[1],
-  )
-  return _by_blocks(*primals), of_rows + of_matrices
+  @run.defjvp
+  def _(primals, tangents):
+    # Two calls, as only one of the two may be differentiated.
+    rows, matrices, sizes = primals
+    of_rows = jax.custom_derivatives.linear_call(
+      lambda saved, moved: products(moved, *saved, over=1),
+      lambda saved, cotangent: products(cotangent, *saved, over=2),
+      (matrices, sizes),
+      tangents[0],
+    )
+    of_matrices = jax.custom_derivatives.linear_call(
+      lambda saved, moved: products(saved[0], moved, saved[1], over=1),
+      lambda saved, cotangent: _outer(saved[0], cotangent, saved[1]).astype(
+        matrices.dtype
+      ),
+      (rows, sizes),
+      tangents[1],
+    )
+    return run(*primals), of_rows + of_matrices
+
+  return run
 
 
 def _products(rows, matrices, sizes, *, over):
@@ -118,6 +120,22 @@ def _outer(rows, others, sizes):
   shape = (len(sizes), rows.shape[1], others.shape[1])
   out = _zeros_after(others, shape, jnp.float32)
   return jax.lax.fori_loop(0, _blocks(sizes, size).sum(), body, out)
+
+
+_by_blocks = _differentiable(_products)
+
+
+def _ragged_products(rows, matrices, sizes, *, over):
+  """`_products` by the library."""
+  used = jnp.arange(len(rows)) < sizes.sum()
+  if over == 2:
+    matrices = jnp.swapaxes(matrices, 1, 2)
+  # Selected on both sides: what stands behind the groups may be anything.
+  found = jax.lax.ragged_dot(jnp.where(used[:, None], rows, 0), matrices, sizes)
+  return jnp.where(used[:, None], found, 0)
+
+
+_ragged = _differentiable(_ragged_products)
 
 
 def _zeros_after(x, shape, dtype):
