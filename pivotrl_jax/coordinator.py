@@ -3,18 +3,29 @@
 It ends when its standard input does, a little later: see `hosts`.
 """
 
+import os
 import sys
 import time
 
 from jaxlib import _jax
 
+READY = "ready"
 _LINGER = 2  # Seconds for the others of a run to hear that it has ended.
 
 
 def main(port: int, count: int) -> None:
-  """Serves until standard input ends; says a word when it is ready."""
-  service = _jax.get_distributed_runtime_service(f"[::]:{port}", count)
-  print("ready", flush=True)
+  """Serves until standard input ends; says `READY`, or what is in the way."""
+  service, said = None, READY
+  try:
+    service = _jax.get_distributed_runtime_service(f"[::]:{port}", count)
+  except _jax.JaxRuntimeError as error:
+    said = " ".join(str(error).split())
+  try:
+    os.write(1, f"{said}\n".encode())
+  except BrokenPipeError:  # Whoever started it has ended meanwhile.
+    return
+  if service is None:
+    return
   sys.stdin.read()
   time.sleep(_LINGER)
   del service

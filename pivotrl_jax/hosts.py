@@ -28,10 +28,12 @@ from jax._src import distributed
 from jaxlib import _jax
 import numpy as np
 
+from pivotrl_jax import coordinator
 from pivotrl_jax import errors
 
 _HELLO = 10  # Seconds for a process to say which it is.
 _RETRY, _ATTEMPTS = 0.2, 150  # Seconds between attempts to meet, or to listen.
+_STARTS = 5  # Of the coordination service, at most.
 _FOREVER = 10**9  # Milliseconds, for what ends by itself or with the process.
 _GONE = 1  # Status of a run one process of which was killed.
 # A host that is gone without a word: so many seconds, then so many probes.
@@ -332,18 +334,27 @@ def _serve():
 
   Returns:
     Its port.
+
+  Raises:
+    InputError: it does not start.
   """
-  with socket.create_server(("", 0)) as free:
-    port = free.getsockname()[1]
-  _STATE.service = subprocess.Popen(
-      [
-          sys.executable, "-m", "pivotrl_jax.coordinator", str(port),
-          str(_STATE.count),
-      ],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-  )  # fmt: skip
-  _STATE.service.stdout.readline()  # It is ready.
-  return port
+  for _ in range(_STARTS):  # Another may take a free port before it does.
+    with socket.create_server(("", 0)) as free:
+      port = free.getsockname()[1]
+    _STATE.service = subprocess.Popen(
+        [
+            sys.executable, "-m", "pivotrl_jax.coordinator", str(port),
+            str(_STATE.count),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    said = _STATE.service.stdout.readline().decode().strip()
+    if said == coordinator.READY:
+      return port
+  raise errors.InputError(
+    f"--coordinator: no coordination service at port {port}:"
+    f" {said or 'it ended'}; expected a host that can start one"
+  )
 
 
 def _listen(connection, index):

@@ -202,6 +202,22 @@ def test_two_processes_make_the_bytes_of_one(ready, small, whole, tmp_path):
   _assert_same(workdir, whole)
 
 
+def test_the_service_is_quiet_about_who_has_gone():
+  """Whoever started it was killed meanwhile; or another has its port."""
+  command = [sys.executable, "-m", "pivotrl_jax.coordinator"]
+  pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+  with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    with subprocess.Popen([*command, str(port), "1"], cwd=ROOT, **pipes) as run:
+      said, _ = run.communicate()
+  assert run.returncode == 0 and b"Failed to start" in said
+  with subprocess.Popen([*command, str(port), "1"], cwd=ROOT, **pipes) as run:
+    run.stdout.close()
+    run.stdin.close()
+    complaints = run.stderr.read()
+  assert run.returncode == 0 and b"Traceback" not in complaints
+
+
 def test_an_error_of_one_ends_all_with_its_status(ready, small, tmp_path):
   """Also before the others have anything to do with what it found."""
   workdir = tmp_path / "w"
