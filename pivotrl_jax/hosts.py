@@ -33,6 +33,7 @@ from pivotrl_jax import errors
 
 _HELLO = 10  # Seconds for a process to say which it is.
 _RETRY, _ATTEMPTS = 0.2, 150  # Seconds between attempts to meet, or to listen.
+_MOMENT = 3.0  # Seconds in which the end of another process is known.
 _STARTS = 5  # Of the coordination service, at most.
 _FOREVER = 10**9  # Milliseconds, for what ends by itself or with the process.
 _GONE = 1  # Status of a run one process of which was killed.
@@ -268,6 +269,14 @@ def tell(status: int, line: str) -> None:
     if not _STATE.ended:
       _STATE.ended = True
       _pass_on(status, f"process {_STATE.index}: {line}")
+
+
+def hear() -> None:
+  """Waits a moment for word that another process has ended, which ends this
+  one with that line.
+  """
+  if _STATE.connections:
+    time.sleep(_MOMENT)
 
 
 def _gather_others(host, port, end):

@@ -257,6 +257,9 @@ def entry() -> None:
   except interrupt.Stopped as stopped:
     _fail(f"{stopped}: what is complete stays, the same command goes on",
           stopped.status)  # fmt: skip
+  except Exception:
+    hosts.hear()  # A collective fails where another process is gone.
+    raise
 
 
 def _fail(line, status):
