@@ -136,11 +136,11 @@ def activations(
     return layer * tokens + row * min(tokens * c.num_experts_per_tok, most)
 
   def stays(tokens):
+    if remat:
+      return width * c.hidden_size * tokens
     # Experts that go by parts are computed again.
-    whole = tokens * c.num_experts_per_tok <= moe.ROWS
-    return width * c.hidden_size * tokens if remat else held(
-      tokens, whole * moe.ROWS
-    )
+    by_parts = tokens * c.num_experts_per_tok > moe.ROWS
+    return held(tokens, 0 if by_parts else moe.ROWS)
 
   return {
     "kept": float(

@@ -133,10 +133,11 @@ def _answers(config, shape, wanted):
   started: list[subprocess.Popen] = []
   # A compiler keeps about one core busy, and takes some 3 GiB; libtpu 10.
   most = min(_AT_ONCE, os.cpu_count() or 1)
-  alone = {"tpu": threading.Lock()}
+  alone = threading.Lock()
 
   def one(job):
-    with alone.get(job[0].card.backend, contextlib.nullcontext()):
+    tpu = job[0].card.backend == "tpu"
+    with alone if tpu else contextlib.nullcontext():
       return _compiled(config, shape, *job, started)
 
   with concurrent.futures.ThreadPoolExecutor(most) as pool:

@@ -316,15 +316,15 @@ class SGLang:
     return True
 
   def _hand_over(self, server, abort):
-    wrong = (
-      self._deterministic
-      and endpoint.check_info(server.calls.info(), server.calls.address)
-    ) or (
-      self._experts
-      and endpoint.check_routes(server.calls.info(), server.calls.address)
+    wanted = (
+      (self._deterministic, endpoint.check_info),
+      (self._experts, endpoint.check_routes),
     )
-    if wrong:
-      raise endpoint.Failure(wrong, passing=False)
+    checks = [check for on, check in wanted if on]
+    info = server.calls.info() if checks else {}
+    for check in checks:
+      if wrong := check(info, server.calls.address):
+        raise endpoint.Failure(wrong, passing=False)
     # One that was started again meanwhile is awake, with other weights.
     if server.asleep and server.asleep == server.calls.weight_version():
       server.calls.resume_memory()

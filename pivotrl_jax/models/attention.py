@@ -91,10 +91,11 @@ def _on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
     shares, have = axes.size(heads), k.shape[1]
     if not shares % have:  # A device has less than one of keys and values.
       k, v = (jnp.repeat(x, shares // have, axis=1) for x in (k, v))
-    queries, keys = PartitionSpec(lines, None, heads), PartitionSpec(lines, heads)
+    queries = PartitionSpec(lines, None, heads)
+    keys, places = PartitionSpec(lines, heads), PartitionSpec(lines)
     return jax.shard_map(
       run,
-      in_specs=(queries, keys, keys, *(PartitionSpec(lines),) * len(integers)),
+      in_specs=(queries, keys, keys, *(places,) * len(integers)),
       out_specs=queries,
       check_vma=False,
     )(q, k, v, *integers)

@@ -89,9 +89,9 @@ def _products(rows, matrices, sizes, *, over):
       (((1,), (over - 1,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
-    # Rows of a block that are of later groups are written again after it.
     used = start + jnp.arange(size) < total
     found = jnp.where(used[:, None], found, 0)
+    # Rows of a block that are of later groups are written again after it.
     return jax.lax.dynamic_update_slice_in_dim(
       out, found.astype(out.dtype), start, 0
     )

@@ -37,11 +37,15 @@ SLOW = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def params():
-  boxed = qwen3.init_params(TINY, jax.random.key(0))
+def _wide(config):
+  boxed = qwen3.init_params(config, jax.random.key(0))
   # Wider than at the start of training, so that no two experts nearly tie.
   return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(boxed))
+
+
+@pytest.fixture(scope="module")
+def params():
+  return _wide(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +156,7 @@ DEEP = dataclasses.replace(TINY, num_hidden_layers=5, mlp_only_layers=(1,))
 @pytest.fixture(scope="module")
 def deep(rows):
   """Parameters and rows of `DEEP`, and its step of layers one by one."""
-  boxed = qwen3.init_params(DEEP, jax.random.key(0))
-  params = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, nn.unbox(boxed))
+  params = _wide(DEEP)
   routes = [np.concatenate([x, x[:, ::-1]], 1) for x in rows.routes]
   rows = dataclasses.replace(rows, routes=routes)
   batch, _ = batches.pack(rows, batch_tokens=64)
