@@ -4,6 +4,7 @@ It ends when its standard input does, a little later: see `hosts`.
 """
 
 import os
+import socket
 import sys
 import time
 
@@ -17,8 +18,10 @@ def main(port: int, count: int) -> None:
   """Serves until standard input ends; says `READY`, or what is in the way."""
   service, said = None, READY
   try:
+    # Where another listens there, the service may crash instead of raising.
+    socket.create_server(("", port)).close()
     service = _jax.get_distributed_runtime_service(f"[::]:{port}", count)
-  except _jax.JaxRuntimeError as error:
+  except (OSError, _jax.JaxRuntimeError) as error:
     said = " ".join(str(error).split())
   try:
     os.write(1, f"{said}\n".encode())
