@@ -32,6 +32,7 @@ from pivotrl_jax.models import attention_pallas
 from pivotrl_jax.models import attention_xla
 from pivotrl_jax.models import axes
 from pivotrl_jax.models import backend
+from pivotrl_jax.models import sums
 from pivotrl_jax.models.attention_xla import MASKED
 
 BODIES = ("auto", "dense", "xla", "fine", "pallas", "cudnn")
@@ -70,8 +71,8 @@ def merge(
   Returns:
     `[..., C]` what attention over the union of the keys gives.
   """
-  share = jax.nn.sigmoid(first[1] - second[1])[..., None]
-  joined = share * first[0] + (1.0 - share) * second[0]
+  share = jax.nn.sigmoid(first[1] - second[1])
+  joined = sums.scaled(first[0], share) + sums.scaled(second[0], 1.0 - share)
   return joined.astype(first[0].dtype)
 
 

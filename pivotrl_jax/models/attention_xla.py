@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pivotrl_jax.models import backend
+from pivotrl_jax.models import sums
 
 _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
 _CPU_KEYS = 512  # Keys of a block in decoding.
@@ -118,9 +119,8 @@ def _walk(q, k, v, place, ends, block, *, keys="bksc"):
   grouped = group(q, k.shape[1])
   at = group_places(q, k, place)
 
-  def body(i, carry):
+  def body(first, carry):
     top, total, out = carry
-    first = i * block
     scores = _scores(
         grouped, _block(k, first, block, keys.index("s")), at,
         _block(ends, first, block, 1), first, keys=keys,
@@ -184,9 +184,8 @@ def _blockwise_tangent(blocks, saved, tangents):
     )
     at = group_places(queries, k, after - 1)
 
-    def body(i, carry):
+    def body(first, carry):
       d_lse, d_out = carry
-      first = i * block_k
       k_i, v_i, d_k_i, d_v_i = (_block(x, first, block_k) for x in padded)
       ends_i = _block(ends_pad, first, block_k, 1)
       scores = _scores(grouped, k_i, at, ends_i, first)
@@ -226,7 +225,7 @@ def _blockwise_backward(blocks, saved, cotangents):
   v_pad = pad(v, blocks_k * block_k, 2)
   ends_pad = pad(ends, blocks_k * block_k, 1)
   d_out = d_out.astype(jnp.float32)
-  delta = (d_out * out.astype(jnp.float32)).sum(-1) - d_lse
+  delta = sums.dot(d_out, out.astype(jnp.float32)) - d_lse
   factor = scale(q)
   # A query that sees nothing: far under 0, its masked scores weigh nothing.
   lse = jnp.maximum(lse, LEAST)
@@ -244,9 +243,8 @@ def _blockwise_backward(blocks, saved, cotangents):
     )
     d_out_g = d_out_g.astype(v.dtype)
 
-    def body(i, inner):
+    def body(first, inner):
       d_q, d_k, d_v = inner
-      first = i * block_k
       keys_i = _block(k_pad, first, block_k)
       scores = _scores(
         grouped, keys_i, at, _block(ends_pad, first, block_k, 1), first
@@ -334,16 +332,25 @@ def _blocks(size, block):
 
 
 def _each_block(place, ends, block, body, carry):
-  """`body(i, carry)` for each block of keys that a query sees."""
-  count = ends.shape[1] // block
-  if count == 1:  # No loop for XLA to copy the carry in and out of.
+  """`body(first, carry)` for each block of keys that a query sees; the first
+  one begins with the first such key, as far as the last one then has room.
+  """
+  size = ends.shape[1]
+  if size == block:  # No loop for XLA to copy the carry in and out of.
     return body(0, carry)
-  first = jnp.min(place, where=place >= 0, initial=jnp.iinfo(jnp.int32).max)
-  seen = ends.reshape(-1, count, block).max((0, 2)) > first
-  seen &= jnp.arange(count) * block <= place.max()
+  lowest = jnp.min(place, where=place >= 0, initial=jnp.iinfo(jnp.int32).max)
+  keys = jnp.arange(size)
+  seen = (ends > lowest).any(0) & (keys <= place.max())
+  begin = jnp.argmax(seen)
+  end = jnp.max(keys + 1, where=seen, initial=0)
+  begin = jnp.minimum(begin, size - -(-(end - begin) // block) * block)
+  seen = jnp.roll(seen, -begin).reshape(-1, block).any(1)
   order = jnp.argsort(~seen, stable=True)
   return jax.lax.fori_loop(
-    0, seen.sum(), lambda i, carry: body(order[i], carry), carry
+    0,
+    seen.sum(),
+    lambda i, carry: body(begin + order[i] * block, carry),
+    carry,
   )
 
 

@@ -33,6 +33,7 @@ from pivotrl_jax.models import attention
 from pivotrl_jax.models import axes
 from pivotrl_jax.models import mlp
 from pivotrl_jax.models import moe
+from pivotrl_jax.models import sums
 
 
 # Architectures, as a config.json names them.
@@ -161,10 +162,12 @@ class RMSNorm(nn.Module):
       (x.shape[-1],),
     )
     wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
+    wide = sums.scaled(
+      wide, jax.lax.rsqrt(jnp.mean(wide**2, -1) + self.eps)
+    )
     # XLA for CPU sums `[1, T, D]` over T some 60 times slower than `[T, D]`.
-    rows = wide.reshape(*(n for n in x.shape[:-1] if n > 1), x.shape[-1])
-    return (rows * scale).reshape(x.shape).astype(x.dtype)
+    wide = wide.reshape(*(n for n in x.shape[:-1] if n > 1), x.shape[-1])
+    return (wide * scale).reshape(x.shape).astype(x.dtype)
 
 
 class Attention(nn.Module):
