@@ -27,6 +27,14 @@ import sys
 import tempfile
 import time
 
+# Runs from a checkout as it is.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from pivotrl_jax import large_pages
+
+if __name__ == "__main__":
+  large_pages.ask()  # As a run does; peers, which this starts, have them too.
+
 from absl import app
 from absl import flags
 import flax.linen as nn
@@ -34,9 +42,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-# Runs from a checkout as it is.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import common
 from launchers import sharing

@@ -6,9 +6,11 @@ Bad input of any kind ends in one line on standard error and status 2.
 """
 
 from pivotrl_jax import interrupt
+from pivotrl_jax import large_pages
 
-if __name__ == "__main__":
-  interrupt.install()  # Before the imports, which take seconds.
+if __name__ == "__main__":  # Before the imports, which take seconds.
+  large_pages.ask()
+  interrupt.install()
 
 from collections.abc import Sequence
 import importlib
