@@ -229,7 +229,7 @@ def keep_programs() -> None:
   cache = os.environ.get("PIVOTRL_CACHE") or "~/.cache/pivotrl_jax/xla"
   for name, value in (
     ("jax_compilation_cache_dir", os.path.expanduser(cache)),
-    ("jax_persistent_cache_min_compile_time_secs", 0.5),
+    ("jax_persistent_cache_min_compile_time_secs", 0.05),
   ):
     if name.upper() not in os.environ:
       jax.config.update(name, value)

@@ -197,29 +197,26 @@ class JaxSampler:
 
   def _warm_up_prefill(self, size):
     ends = np.zeros(size, np.int32)
-    trie = _taken(self._pool, ends)
+    trie = _compile(_taken, self._pool, ends)
     for n in _PREFILLED:
-      nothing = np.zeros(n, np.int32)
-      trie = _prefill(
-        self._model, self._params, nothing, nothing + size, nothing, trie, ends
-      )
-    # Given up, hence no place for what is kept.
-    _kept(self._empty_pool(), trie, ends + self._cache.size)
+      some = (np.zeros(n, np.int32),) * 3
+      _compile(_prefill, self._model, self._params, *some, trie, ends)
+    _compile(_kept, self._pool, trie, ends)
 
   def _warm_up_decode(self, length, shapes, sampling):
-    """Runs the programs of a shape without a step, and drops to the others."""
+    """The programs of a shape, and those that drop to the others."""
     size, rows = shapes[0]
     slots = np.zeros((size, length), np.int32)
-    tries = _lines(self._model.attention, self._pool, slots), slots
-    state = self._state(np.zeros((size, rows), np.int32), sampling)
-    state, *_ = self._steps(tries, state, 0, 0, sampling)
+    tries = _compile(_lines, self._model.attention, self._pool, slots), slots
+    cache = _compile(_no_keys, *self._own(size, rows, sampling))
+    state = _state(np.zeros((size, rows), np.int32), cache)
+    state, *_ = _compile(_decode, *self._steps(tries, state, 0, 0, sampling))
     if sampling.goes_on:
-      nowhere = np.full((size, rows, sampling.max_tokens), self._cache.size)
-      _kept_own(
-        self._empty_pool(), state["cache"], nowhere.astype(np.int32)
-      )
+      slots = np.zeros((size, rows, sampling.max_tokens), np.int32)
+      _compile(_kept_own, self._pool, state["cache"], slots)
     for size, rows in shapes[1:]:
-      _gather(tries, state, np.zeros(size, int), np.zeros((size, rows), int))
+      kept = np.zeros(size, int), np.zeros((size, rows), int)
+      _compile(_gather, tries, state, *kept)
 
   @property
   def _laid_out(self):
@@ -345,8 +342,8 @@ class JaxSampler:
     place = np.indices(rows.shape)
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
-      state, new_ids, new_log_probs, new_routes = self._steps(
-        tries, state, start, end, sampling
+      state, new_ids, new_log_probs, new_routes = _decode(
+        *self._steps(tries, state, start, end, sampling)
       )
       done, counted, new_ids, new_log_probs, new_routes = jax.device_get(
         (state["done"], state["length"], new_ids, new_log_probs, new_routes)
@@ -401,13 +398,13 @@ class JaxSampler:
     self._pool = _kept_own(self._pool, state["cache"], slots)
 
   def _steps(self, tries, state, start, end, sampling):
-    """`_decode` with this engine's weights."""
+    """What `_decode` takes, with this engine's weights."""
     unembed = qwen3.unembedding(self._params, self._config)
     filters = (sampling.top_k, sampling.top_p, self._routed)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
-    return _decode(
-        self._model, self._chunk, filters, self._params, unembed,
-        tries, state, start, end, knobs,
+    return (
+      self._model, self._chunk, filters, self._params, unembed,
+      tries, state, start, end, knobs,
     )  # fmt: skip
 
   def _start(self, group, length, shapes, prompts, sampling, seeds):
@@ -417,7 +414,8 @@ class JaxSampler:
     slots = np.zeros((size, length), np.int32)
     ends = np.zeros((size, length), np.int32)
     rows = np.full((size, branches), -1)
-    state = self._state(np.full((size, branches), -1, np.int32), sampling)
+    cache = _no_keys(*self._own(size, branches, sampling))
+    state = _state(np.full((size, branches), -1, np.int32), cache)
     for b, line in enumerate(group):
       n = len(line.rows)
       slots[b, : len(line.slots)] = line.slots
@@ -431,25 +429,12 @@ class JaxSampler:
     state["done"] = rows < 0
     return (_lines(self._model.attention, self._pool, slots), ends), state, rows
 
-  def _state(self, past, sampling):
-    """What a batch of branches `[B, N]` decodes with, before any."""
-    size, branches = past.shape
+  def _own(self, size, branches, sampling):
+    """What `_no_keys` takes, for so many lines of so many branches."""
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
-    shape = (size, branches, c.num_key_value_heads)
-    own = functools.partial(jnp.zeros, dtype=self._model.dtype)
-    return {
-      "tokens": np.zeros(past.shape, np.int32),
-      "past": past,
-      "depths": np.zeros(past.shape, np.int32),
-      "done": np.zeros(past.shape, bool),
-      "length": np.zeros(past.shape, np.int32),
-      "keys": np.zeros((*past.shape, 2), np.uint32),
-      "cache": tuple(
-        (own((*shape, c.head_dim, slots)), own((*shape, slots, c.head_dim)))
-        for _ in range(c.num_hidden_layers)
-      ),
-    }
+    shape = (size, branches, c.num_key_value_heads, slots, c.head_dim)
+    return shape, c.num_hidden_layers, self._model.dtype
 
 
 def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
@@ -525,6 +510,43 @@ def _plan(lines, room):
     group.append(line)
   if group:
     yield group
+
+
+def _compile(function, *args):
+  """Makes a jitted function ready for arguments of these shapes, and computes
+  nothing.
+
+  Returns:
+    The shapes of its results.
+  """
+  lowered = function.lower(*args)
+  lowered.compile()
+  return lowered.out_info
+
+
+def _state(past, cache):
+  """What branches `[B, N]` decode with, before any: where they leave their
+  lines, and no keys of their own.
+  """
+  return {
+    "tokens": np.zeros(past.shape, np.int32),
+    "past": past,
+    "depths": np.zeros(past.shape, np.int32),
+    "done": np.zeros(past.shape, bool),
+    "length": np.zeros(past.shape, np.int32),
+    "keys": np.zeros((*past.shape, 2), np.uint32),
+    "cache": cache,
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _no_keys(shape, layers, dtype):
+  """Room for keys `[B, N, K, C, A]` and values `[B, N, K, A, C]` a layer."""
+  *first, slots, width = shape
+  return tuple(
+    (jnp.zeros((*first, width, slots), dtype), jnp.zeros(shape, dtype))
+    for _ in range(layers)
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames=("pool",))
