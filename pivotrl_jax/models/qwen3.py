@@ -19,6 +19,7 @@ Three ways through the same layers:
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -523,9 +524,11 @@ class Qwen3(nn.Module):
     """
     x, pools = self.embed_tokens(tokens)[None], []
     rope = self._rope(depths[None])
-    for i, (layer, kv) in enumerate(zip(self.layers, pool, strict=True)):
+    for i, kv in enumerate(pool):
       last = i == len(self.layers) - 1
-      x, kv = layer.prefill(x, rope, kv, places, ends, last=last)
+      x, kv = self._of_layer(
+        i, "prefill", x, rope, kv, places, ends, last=last
+      )
       pools.append(kv)
     return tuple(pools)
 
@@ -544,10 +547,27 @@ class Qwen3(nn.Module):
     """
     x, caches = self.embed_tokens(tokens), []
     rope = self._rope((depths + step)[..., None])
-    for layer, kv, own in zip(self.layers, tries, cache, strict=True):
-      x, own = layer.decode(x, rope, (*kv, ends), past, own, step)
+    for i, (kv, own) in enumerate(zip(tries, cache, strict=True)):
+      x, own = self._of_layer(
+        i, "decode", x, rope, (*kv, ends), past, own, step
+      )
       caches.append(own)
     return self.norm(x), tuple(caches)
+
+  def _of_layer(self, index, method, *args, **static):
+    """A method of a layer, traced once for all layers of its kind."""
+    routes = self.is_mutable_collection(moe.ROUTES)
+    found, wrote = _applied(
+      self._layer(index, parent=None),
+      method,
+      (moe.ROUTES,) if routes else (),
+      tuple(static.items()),
+      self.layers[index].variables["params"],
+      *args,
+    )
+    for name, value in wrote.items():
+      self.put_variable(name, f"layers_{index}", value)
+    return found
 
   def _embed(self, ids):
     """`embed_tokens`, whose table is put together where it is divided by
@@ -560,6 +580,13 @@ class Qwen3(nn.Module):
     """Rotary tables, once for all layers: on CPU a sine costs a product."""
     c = self.config
     return attention.rotary_tables(positions, c.head_dim, c.rope_theta)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _applied(layer, method, mutable, static, params, *args):
+  return layer.apply(
+    {"params": params}, *args, **dict(static), method=method, mutable=mutable
+  )
 
 
 def unembedding(params: Any, config: Config) -> jax.Array:
