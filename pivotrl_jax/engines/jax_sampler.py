@@ -433,7 +433,7 @@ class JaxSampler:
     """What `_no_keys` takes, for so many lines of so many branches."""
     c = self._config
     slots = -(-sampling.max_tokens // self._chunk) * self._chunk
-    shape = (size, branches, c.num_key_value_heads, slots, c.head_dim)
+    shape = (size * branches, c.num_key_value_heads, slots, c.head_dim)
     return shape, c.num_hidden_layers, self._model.dtype
 
 
@@ -541,7 +541,7 @@ def _state(past, cache):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _no_keys(shape, layers, dtype):
-  """Room for keys `[B, N, K, C, A]` and values `[B, N, K, A, C]` a layer."""
+  """Room for keys `[B * N, K, C, A]` and values `[B * N, K, A, C]` a layer."""
   *first, slots, width = shape
   return tuple(
     (jnp.zeros((*first, width, slots), dtype), jnp.zeros(shape, dtype))
@@ -574,8 +574,8 @@ def _kept(pool, kv, slots):
 def _kept_own(pool, cache, slots):
   """The pool with what branches hold of their own, in slots `[B, N, A]`."""
 
-  def put(x, own):  # `[B, N, K, A', C]`, A' >= A.
-    own = jnp.moveaxis(own[:, :, :, : slots.shape[-1]], 2, 0)
+  def put(x, own):  # `[B * N, K, A', C]`, A' >= A.
+    own = jnp.moveaxis(own[:, :, : slots.shape[-1]], 1, 0)
     own = own.reshape(len(x), -1, x.shape[-1])
     return x.at[:, slots.reshape(-1)].set(own, mode="drop")
 
@@ -644,10 +644,9 @@ def _decode(
     return step + 1, state, ids, log_probs, routes
 
   each = (len(routed), model.config.num_experts_per_tok)
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state["cache"])
   carry = (
     start,
-    state | {"cache": flat},
+    state,
     jnp.zeros((*shape, chunk), jnp.int32),
     jnp.zeros((*shape, chunk), jnp.float32),
     jnp.zeros((*shape, chunk, *each), jnp.int16) if routed else (),
@@ -655,11 +654,8 @@ def _decode(
   carry = jax.lax.while_loop(
     lambda c: (c[0] < end) & ~c[1]["done"].all(), body, carry
   )
-  _, state, ids, log_probs, routes = carry
-  cache = jax.tree.map(
-    lambda x: x.reshape(*shape, *x.shape[1:]), state["cache"]
-  )
-  return state | {"cache": cache}, ids, log_probs, routes
+  _, *found = carry
+  return tuple(found)
 
 
 def _draw(logits, keys, step, at_random, filters):
@@ -762,8 +758,14 @@ def _compact(done, shapes):
 @jax.jit
 def _gather(tries, state, lines, branches):
   tries = jax.tree.map(lambda x: x[lines], tries)
-  state = jax.tree.map(lambda x: x[lines[:, None], branches], state)
-  return tries, state
+  at = lines[:, None], branches
+  flat = (lines[:, None] * state["past"].shape[1] + branches).reshape(-1)
+  return tries, {
+    name: jax.tree.map(lambda x: x[flat], value)
+    if name == "cache"
+    else value[at]
+    for name, value in state.items()
+  }
 
 
 def _round_up(count):
