@@ -4,10 +4,11 @@ The prompts of a call form a trie (`data/trees.py`). What is new of it is
 prefilled in chunks, each token once, into a pool of keys and values, which
 outlives the call (`prefix_cache.py`). Branches then decode in lines: the keys
 of a part of the trie, gathered from the pool and read once a step for all
-branches on it. A batch of lines has one of the
-few shapes of the engine's `Room`, which `prepare` compiles up front. Rows
-that stopped are dropped between chunks of steps once the others fit the next
-smaller shape.
+branches on it. What all prompts of a call begin with, where that is long, is
+no part of the lines: the stem, read once a step for all of them. A batch of
+lines has one of the few shapes of the engine's `Room`, which `prepare`
+compiles up front. Rows that stopped are dropped between chunks of steps once
+the others fit the next smaller shape.
 """
 
 import concurrent.futures
@@ -34,6 +35,8 @@ _SHORTEST = 64  # Tokens of the shortest line that has a program of its own.
 _SMALLEST = 8  # Rows of the smallest batch, about.
 _LAID_OUT = 1024  # Tokens of the smallest trie that is copied out of the pool.
 _READ = 8  # What it costs to read a key, in rows that see it.
+_STEM = 512  # Tokens of the shortest stem.
+_STEMS = 2048  # Tokens of the shortest line of a room with stems.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
 _PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
@@ -63,12 +66,14 @@ class Room:
     lines: most lines of a batch.
     rows: most branches of a line.
     tokens: most prompt tokens of a batch, padding included.
+    stem: most tokens of a stem; 0: there is none.
   """
 
   lengths: tuple[int, ...]
   lines: int
   rows: int
   tokens: int
+  stem: int = 0
 
   def length(self, tokens: int) -> int:
     """The shortest line that holds `tokens`; a new one where none does."""
@@ -176,11 +181,12 @@ class JaxSampler:
         for i in range(len(shapes))
       ]
     if len(lengths):
+      # Lines beside a stem are shorter than prompts: only calls tell.
       least, most = (room.length(end(lengths)) for end in (min, max))
       self._warm(
-        key
-        for key in list(self._cold)
-        if key[0] == _PREFILL or least <= key[1] <= most
+        (kind, size)
+        for kind, size in list(self._cold)
+        if kind == _PREFILL or not room.stem and least <= size <= most
       )
 
   def _warm(self, keys):
@@ -202,15 +208,24 @@ class JaxSampler:
       some = (np.zeros(n, np.int32),) * 3
       _compile(_prefill, self._model, self._params, *some, trie, ends)
     _compile(_kept, self._pool, trie, ends)
+    self._warm_up_stem()
+
+  def _warm_up_stem(self):
+    """What `_decode` takes of a stem, as shapes."""
+    if not self._room.stem:
+      return None
+    slots = np.zeros((1, self._room.stem), np.int32)
+    return _compile(_lines, self._model.attention, self._pool, slots), 0
 
   def _warm_up_decode(self, length, shapes, sampling):
     """The programs of a shape, and those that drop to the others."""
     size, rows = shapes[0]
     slots = np.zeros((size, length), np.int32)
     tries = _compile(_lines, self._model.attention, self._pool, slots), slots
+    stem = self._warm_up_stem()
     cache = _compile(_no_keys, *self._own(size, rows, sampling))
     state = _state(np.zeros((size, rows), np.int32), cache)
-    state, *_ = _compile(_decode, *self._steps(tries, state, 0, 0, sampling))
+    state, *_ = _compile(_decode, *self._steps(tries, stem, state, 0, 0, sampling))
     if sampling.goes_on:
       slots = np.zeros((size, rows, sampling.max_tokens), np.int32)
       _compile(_kept_own, self._pool, state["cache"], slots)
@@ -235,9 +250,10 @@ class JaxSampler:
   def _fitting(self, least, most, prompts, rows):
     """The room for prompts of so many tokens, `rows` at most on one."""
     longest = max(trees.bucket(most), _SHORTEST)
+    stem = longest if longest >= _STEMS else 0
     used = {
       min(_line(n), longest)
-      for n in range(least, longest + _SHORTEST, _SHORTEST)
+      for n in range(1 if stem else least, longest + _SHORTEST, _SHORTEST)
     }
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
@@ -245,6 +261,7 @@ class JaxSampler:
       lines=_round_up(min(prompts, max(1, self._batch_rows // rows))),
       rows=rows,
       tokens=self._batch_tokens,
+      stem=stem,
     )
 
   def _grow(self, tokens):
@@ -284,10 +301,25 @@ class JaxSampler:
     for part in self._cache.parts(order):
       held = self._cache.hold(prompts, part)
       self._prefill(held)
-      for group in _plan(_cut_lines(held, part, room), room):
-        for row, completion in self._run(group, room, prompts, sampling, seeds):
+      size, stem = self._stem(held, part, room)
+      for group in _plan(_cut_lines(held, part, room, size), room):
+        for row, completion in self._run(
+          group, stem, room, prompts, sampling, seeds
+        ):
           out[row] = completion
     return out
+
+  def _stem(self, held, part, room):
+    """How many tokens the stem of a part has, and what `_decode` takes of it:
+    None in a room without.
+    """
+    if not room.stem:
+      return 0, None
+    size = int(min(part.lengths[0], *part.shared[1:], room.stem))
+    size = size if _STEM <= size < part.lengths.max() else 0
+    slots = np.zeros((1, room.stem), np.int32)
+    slots[0, :size] = held.slots[:size]
+    return size, (_lines(self._model.attention, self._pool, slots), size)
 
   def _prefill(self, held):
     """Computes what is new of a part of the prompts, and keeps it."""
@@ -324,7 +356,7 @@ class JaxSampler:
       self.stats.prefilled_tokens += n
     return kv
 
-  def _run(self, group, room, prompts, sampling, seeds):
+  def _run(self, group, stem, room, prompts, sampling, seeds):
     """Samples one batch of lines; yields (row, Completion)."""
     length = room.length(max(len(line.slots) for line in group))
     self._warm([(_DECODE, length)])
@@ -343,7 +375,7 @@ class JaxSampler:
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
       state, new_ids, new_log_probs, new_routes = _decode(
-        *self._steps(tries, state, start, end, sampling)
+        *self._steps(tries, stem, state, start, end, sampling)
       )
       done, counted, new_ids, new_log_probs, new_routes = jax.device_get(
         (state["done"], state["length"], new_ids, new_log_probs, new_routes)
@@ -397,14 +429,14 @@ class JaxSampler:
         slots[at][: len(said)] = found
     self._pool = _kept_own(self._pool, state["cache"], slots)
 
-  def _steps(self, tries, state, start, end, sampling):
+  def _steps(self, tries, stem, state, start, end, sampling):
     """What `_decode` takes, with this engine's weights."""
     unembed = qwen3.unembedding(self._params, self._config)
     filters = (sampling.top_k, sampling.top_p, self._routed)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
     return (
       self._model, self._chunk, filters, self._params, unembed,
-      tries, state, start, end, knobs,
+      tries, stem, state, start, end, knobs,
     )  # fmt: skip
 
   def _start(self, group, length, shapes, prompts, sampling, seeds):
@@ -464,28 +496,29 @@ def chunks(tokens: int) -> list[int]:
   return found
 
 
-def _cut_lines(held, order, room):
+def _cut_lines(held, order, room, stem):
   """The lines that decode the rows of a part for the least reading.
 
   Args:
     held: the part.
     order: of its rows.
     room: a line has one of its lengths.
+    stem: how many of the part's first tokens are not in its lines.
   """
   trie, past = held.trie, held.trie.past
   # As long as the longest prompt alone wants, so that no shape is new.
-  most = np.array([room.length(n) for n in order.lengths])
+  most = np.array([room.length(n - stem) for n in order.lengths])
   lengths = np.unique([*room.lengths, *most])
 
   def cost(firsts, last, tokens):
-    rows = last - firsts + 1
+    rows, tokens = last - firsts + 1, tokens - stem
     fits = tokens <= np.maximum.accumulate(most[last::-1])[::-1]
     # All keys of a line are read at every step, and every row sees them.
     size = lengths[np.searchsorted(lengths, np.minimum(tokens, lengths[-1]))]
     return np.where(fits & (rows <= room.rows), (_READ + rows) * size, np.inf)
 
   for run in trees.cut(order, cost):
-    places = trees.above(trie, past[run])
+    places = trees.above(trie, past[run])[stem:]
     upto = np.searchsorted(places, past[run], side="right") - 1
     yield Line(
       held.slots[places],
@@ -601,7 +634,7 @@ def _lines(body, pool, slots):
   jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
 )
 def _decode(
-  model, chunk, filters, params, unembed, tries, state, start, end, knobs
+  model, chunk, filters, params, unembed, tries, stem, state, start, end, knobs
 ):
   """Steps `start..end` of every branch, or until all are done.
 
@@ -618,7 +651,7 @@ def _decode(
     step, state, ids, log_probs, routes = carry
     (hidden, cache), found = model.apply(
         {"params": params}, state["tokens"], *tries, state["past"],
-        state["depths"], state["cache"], step, method="decode",
+        state["depths"], state["cache"], step, stem, method="decode",
         mutable=[moe.ROUTES] if routed else [],
     )  # fmt: skip
     if routed:

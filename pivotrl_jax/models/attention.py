@@ -5,7 +5,7 @@ it and does not end before it, and so does a branch from the place where it
 leaves the trie, and a branch's token in its own branch. So one primitive is
 enough, `attend`, whose mask is two integers: a place a query, an end a key.
 What a branch token gets from the trie and from its own branch is joined by
-`merge`, exactly, from the two log-sum-exps.
+`join`, exactly, from the two log-sum-exps.
 
 What computes it is the `body`, one of `BODIES`, all of one meaning:
 - `dense` and `xla`: `attention_xla`, on every backend; `fine` is `xla` in small
@@ -60,20 +60,20 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   return turned.reshape(x.shape).astype(x.dtype)
 
 
-def merge(
+def join(
   first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Joins the attention over two disjoint sets of keys.
 
   Args:
     first, second: (output `[..., C]`, log-sum-exp `[...]`) of `attend`.
 
   Returns:
-    `[..., C]` what attention over the union of the keys gives.
+    What `attend` over the union of the keys gives.
   """
   share = jax.nn.sigmoid(first[1] - second[1])
   joined = sums.scaled(first[0], share) + sums.scaled(second[0], 1.0 - share)
-  return joined.astype(first[0].dtype)
+  return joined.astype(first[0].dtype), jnp.logaddexp(first[1], second[1])
 
 
 def _on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,6 +250,26 @@ def attend_trie(q, k, v, place, ends, *, body="auto"):
   if _by_kernels(body, q.dtype):
     return attention_pallas.decode(q, k, v, place, ends)
   return attention_xla.decode(q, k, v, place, ends)
+
+
+def attend_stem(q, k, v, length, *, body="auto"):
+  """`attend_trie` of keys that all branches of all lines see.
+
+  Args:
+    q: `[B, N, H, C]`.
+    k: `[1, K, ...]` of `trie_keys`.
+    v: `[1, K, S, C]`.
+    length: scalar, how many of the keys are seen.
+    body: one of `BODIES`.
+  """
+  all_of_one = q.reshape(1, -1, *q.shape[2:])
+  place = jnp.full(all_of_one.shape[:2], length - 1)
+  ends = jnp.full((1, v.shape[2]), length)
+  decode = attention_xla.decode_long
+  if _by_kernels(body, q.dtype):
+    decode = attention_pallas.decode
+  out, lse = decode(all_of_one, k, v, place, ends)
+  return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
 def attend_own(q, k, v, length):

@@ -209,6 +209,30 @@ def test_the_pool_outlives_a_call_until_the_weights_change(params):
     _same(left, right)
 
 
+@pytest.mark.parametrize("body", ["xla", "pallas"])
+def test_what_all_prompts_begin_with_is_read_apart(engine, params, body):
+  """A stem of 700 tokens in a room for 2,048; and one that is a prompt."""
+  rng = np.random.default_rng(4)
+  stem, rest = rng.integers(0, 64, 701), rng.integers(0, 64, (3, 40))
+  prompts = [
+    np.append(stem, end).astype(np.int32)
+    for end in (rest[0], rest[0], rest[0][:25], rest[1], rest[2], [])
+  ]
+  apart = jax_sampler.JaxSampler(TINY, chunk=4, attention=body)
+  apart.load(params, "0")
+  apart.prepare([2048], _sampling(), prompts=5, rows=2)
+  compiled = compilations.Compilations()
+  got = apart.sample(prompts, _sampling(), range(6))
+  # Nothing in common: no stem, in the same programs.
+  other = rng.integers(0, 64, 700).astype(np.int32)
+  again = apart.sample([other, prompts[0]], _sampling(), [8, 0])[1]
+  assert not compiled.count
+  _same(again, got[0], near=1e-4)
+  for row, completion in enumerate(got):
+    alone = engine.sample([prompts[row]], _sampling(), [row])[0]
+    _same(alone, completion, near=1e-4)
+
+
 def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
   want = engine.sample(prompts, _sampling(), range(8))
   # A chunk of its own, so that no other test has compiled for it.
