@@ -4,11 +4,11 @@ The prompts of a call form a trie (`data/trees.py`). What is new of it is
 prefilled in chunks, each token once, into a pool of keys and values, which
 outlives the call (`prefix_cache.py`). Branches then decode in lines: the keys
 of a part of the trie, gathered from the pool and read once a step for all
-branches on it. What all prompts of a call begin with, where that is long, is
-no part of the lines: the stem, read once a step for all of them. A batch of
-lines has one of the few shapes of the engine's `Room`, which `prepare`
-compiles up front. Rows that stopped are dropped between chunks of steps once
-the others fit the next smaller shape.
+branches on it. What all prompts of a call begin with, where that is long and
+no slice of rows goes on, is no part of the lines: the stem, read once a step
+for all of them. A batch of lines has one of the few shapes of the engine's
+`Room`, which `prepare` compiles up front. Rows that stopped are dropped
+between chunks of steps once the others fit the next smaller shape.
 """
 
 import concurrent.futures
@@ -167,7 +167,9 @@ class JaxSampler:
     """See `engines.base.Engine`."""
     every = [*lengths, *[longest] * prompts] if longest else [*lengths]
     least = 1 if longest else min(every)
-    self._room = room = self._fitting(least, max(every), prompts, rows)
+    self._room = room = self._fitting(
+      least, max(every), prompts, rows, stems=not sampling.goes_on
+    )
     self._grow(pool_size(every, prompts, self._batch_tokens))
     self._pool = self._pool or self._empty_pool()
     self._cold = {
@@ -225,7 +227,8 @@ class JaxSampler:
     stem = self._warm_up_stem()
     cache = _compile(_no_keys, *self._own(size, rows, sampling))
     state = _state(np.zeros((size, rows), np.int32), cache)
-    state, *_ = _compile(_decode, *self._steps(tries, stem, state, 0, 0, sampling))
+    step = self._steps(tries, stem, state, 0, 0, sampling)
+    state, *_ = _compile(_decode, *step)
     if sampling.goes_on:
       slots = np.zeros((size, rows, sampling.max_tokens), np.int32)
       _compile(_kept_own, self._pool, state["cache"], slots)
@@ -247,10 +250,10 @@ class JaxSampler:
     one = functools.partial(jnp.zeros, shape, self._model.dtype)
     return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
-  def _fitting(self, least, most, prompts, rows):
+  def _fitting(self, least, most, prompts, rows, *, stems):
     """The room for prompts of so many tokens, `rows` at most on one."""
     longest = max(trees.bucket(most), _SHORTEST)
-    stem = longest if longest >= _STEMS else 0
+    stem = longest if stems and longest >= _STEMS else 0
     used = {
       min(_line(n), longest)
       for n in range(1 if stem else least, longest + _SHORTEST, _SHORTEST)
@@ -292,8 +295,9 @@ class JaxSampler:
       distinct = 1 + int((order.lengths > order.shared).sum())
       rows = -(-len(prompts) // distinct)
       room = self._fitting(
-        int(order.lengths.min()), longest, distinct, rows
-      )
+        int(order.lengths.min()), longest, distinct, rows,
+        stems=not sampling.goes_on,
+      )  # fmt: skip
     wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
     self._grow(max(longest, wanted))
     out: list[base.Completion | None] = [None] * len(prompts)

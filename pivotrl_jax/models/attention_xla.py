@@ -100,12 +100,13 @@ def decode(q, k, v, place, ends):
     v, place, ends: see `attend`.
   """
   rows, size = q.shape[1], v.shape[2]
+  walk = functools.partial(_walk, keys="bkcs")
   if backend.name() != "cpu" or rows < 16 or size % _CPU_KEYS:
-    return _walk(q, k, v, place, ends, size, keys="bkcs")
+    return walk(q, k, v, place, ends, size)
   # The scores of a block stay in the caches, and a half stops where its last
   # branch does.
   halves = [
-    _walk(q[:, half], k, v, place[:, half], ends, _CPU_KEYS, keys="bkcs")
+    walk(q[:, half], k, v, place[:, half], ends, _CPU_KEYS)
     for half in (slice(rows // 2), slice(rows // 2, None))
   ]
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *halves)
