@@ -13,12 +13,16 @@ _NAME, _ASK = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 def ask() -> None:
   """Begins this process anew, unless it has asked for large pages or had a
-  say in it; only where its C library is glibc.
+  say in it; only where its C library is glibc, and what runs is what its
+  command names.
   """
   before = os.environ.get(_NAME, "")
   if _ASK in before or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
     return
-  if not sys.executable:
+  command, place = sys.orig_argv, len(sys.orig_argv) - len(sys.argv) + 1
+  if command[place:] != sys.argv[1:]:
+    return
+  if command[place - 2] != "-m" and command[place - 1] != sys.argv[0]:
     return
   os.environ[_NAME] = ":".join(filter(None, (before, f"{_ASK}=1")))
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  os.execv(sys.executable, [sys.executable, *command[1:]])

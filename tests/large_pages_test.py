@@ -43,3 +43,15 @@ def test_begins_anew_once(tmp_path, before, after, starts):
   *pids, last = said
   assert last == f"{after}|a b|--c=*"
   assert len(pids) == starts and len(set(pids)) == 1
+
+
+@pytest.mark.parametrize("given", [[], ["--workdir=x"]])
+def test_not_where_another_program_runs_it(given):
+  """As a server of forks does, whose own command is not to be run again."""
+  code = f"import sys; sys.argv = ['main.py', *{given}]" + SCRIPT
+  clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+  said = subprocess.run(
+    [sys.executable, "-c", code], env=clean, cwd=ROOT,
+    capture_output=True, text=True, check=True,
+  ).stdout.splitlines()  # fmt: skip
+  assert len(said) == 2 and said[1] == "|".join(["None", *given])
