@@ -1,18 +1,24 @@
 """Sums over the last axis, and products whose derivatives are such sums.
 
-Written as matrix products: XLA for CPU computes `(x * y).sum(-1)` on one core
-where the first axis is 1, as that of a batch of one line is.
+On CPU written as matrix products: there XLA computes `(x * y).sum(-1)` on one
+core where the first axis is 1, as that of a batch of one line is.
 """
 
 import jax
 import jax.numpy as jnp
 
+from pivotrl_jax.models import backend
+
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
   """`(x * y).sum(-1)`, of x and y `[..., C]`."""
+  if backend.name() != "cpu":
+    return (x * y).sum(-1)
   return jnp.einsum("...c,...c->...", x, y, precision="highest")
 
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
   """`x * factor[..., None]`, of x `[..., C]`."""
+  if backend.name() != "cpu":
+    return x * factor[..., None]
   return jnp.einsum("...c,...->...c", x, factor, precision="highest")
