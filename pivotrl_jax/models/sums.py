@@ -19,6 +19,8 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
   """`x * factor[..., None]`, of x `[..., C]`."""
-  if backend.name() != "cpu":
-    return x * factor[..., None]
-  return jnp.einsum("...c,...->...c", x, factor, precision="highest")
+  factor = factor[..., None]
+  if backend.name() == "cpu":
+    ones = jnp.ones((1, x.shape[-1]), factor.dtype)
+    factor = jnp.matmul(factor, ones, precision="highest")
+  return x * factor
