@@ -157,12 +157,14 @@ def test_in_bfloat16_products_are_but_masters_and_sums_are_not(layout):
 
 
 def _of_matrices(eqn):
-  """Not so the products that stand for sums on CPU (`models/sums.py`)."""
-  axes = zip(*eqn.params["dimension_numbers"], strict=True)
-  return all(
-    x.aval.ndim > sum(map(len, of))
-    for x, of in zip(eqn.invars, axes, strict=True)
-  )
+  """Not so the products with ones that are sums on CPU (`models/sums.py`)."""
+  contracted, batched = eqn.params["dimension_numbers"]
+  sizes = []
+  for x, inner, outer in zip(eqn.invars, contracted, batched, strict=True):
+    shape = np.array(x.aval.shape)
+    inner, outer = (int(shape[list(of)].prod()) for of in (inner, outer))
+    sizes += [inner, shape.prod() // (inner * outer)]
+  return min(sizes) > 1
 
 
 def _equations(jaxpr):
