@@ -4,6 +4,8 @@ On CPU written as products with ones: there XLA computes `(x * y).sum(-1)` on
 one core where the first axis is 1, as that of a batch of one line is.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +22,13 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
   """`x * factor[..., None]`, of x `[..., C]`."""
-  factor = factor[..., None]
-  if backend.name() == "cpu":
-    ones = jnp.ones((1, x.shape[-1]), factor.dtype)
-    factor = jnp.matmul(factor, ones, precision="highest")
-  return x * factor
+  if backend.name() != "cpu":
+    return x * factor[..., None]
+  return _spread(x, factor)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _spread(x, factor):
+  # Not kept for the backward pass as large as x: made again.
+  ones = jnp.ones((1, x.shape[-1]), factor.dtype)
+  return x * jnp.matmul(factor[..., None], ones, precision="highest")
