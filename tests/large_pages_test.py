@@ -9,6 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ASKED = "glibc.malloc.hugetlb=1"
+CLEAN = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
 SCRIPT = """
 import os, sys
 from pivotrl_jax import large_pages
@@ -34,10 +35,9 @@ print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], sep="|")
 def test_begins_anew_once(tmp_path, before, after, starts):
   script = tmp_path / "script.py"
   script.write_text(SCRIPT)
-  clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
   said = subprocess.run(
     [sys.executable, "-W", "error", script, "a b", "--c=*"],
-    env=clean | before | {"PYTHONPATH": str(ROOT)},
+    env=CLEAN | before | {"PYTHONPATH": str(ROOT)},
     capture_output=True, text=True, check=True,
   ).stdout.splitlines()  # fmt: skip
   *pids, last = said
@@ -49,9 +49,8 @@ def test_begins_anew_once(tmp_path, before, after, starts):
 def test_not_where_another_program_runs_it(given):
   """As a server of forks does, whose own command is not to be run again."""
   code = f"import sys; sys.argv = ['main.py', *{given}]" + SCRIPT
-  clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
   said = subprocess.run(
-    [sys.executable, "-c", code], env=clean, cwd=ROOT,
+    [sys.executable, "-c", code], env=CLEAN, cwd=ROOT,
     capture_output=True, text=True, check=True,
   ).stdout.splitlines()  # fmt: skip
   assert len(said) == 2 and said[1] == "|".join(["None", *given])

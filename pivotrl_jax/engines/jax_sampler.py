@@ -797,12 +797,9 @@ def _gather(tries, state, lines, branches):
   tries = jax.tree.map(lambda x: x[lines], tries)
   at = lines[:, None], branches
   flat = (lines[:, None] * state["past"].shape[1] + branches).reshape(-1)
-  return tries, {
-    name: jax.tree.map(lambda x: x[flat], value)
-    if name == "cache"
-    else value[at]
-    for name, value in state.items()
-  }
+  cache = jax.tree.map(lambda x: x[flat], state["cache"])
+  rest = {name: x[at] for name, x in state.items() if name != "cache"}
+  return tries, rest | {"cache": cache}
 
 
 def _round_up(count):
