@@ -4,11 +4,10 @@ The prompts of a call form a trie (`data/trees.py`). What is new of it is
 prefilled in chunks, each token once, into a pool of keys and values, which
 outlives the call (`prefix_cache.py`). Branches then decode in lines: the keys
 of a part of the trie, gathered from the pool and read once a step for all
-branches on it. What all prompts of a call begin with, where that is long and
-no slice of rows goes on, is no part of the lines: the stem, read once a step
-for all of them. A batch of lines has one of the few shapes of the engine's
-`Room`, which `prepare` compiles up front. Rows that stopped are dropped
-between chunks of steps once the others fit the next smaller shape.
+branches on it. A batch of lines has one of the few shapes of the engine's
+`Room`, which `prepare` compiles up front; a long line is a batch by itself,
+with the branches of several prompts. Rows that stopped are dropped between
+chunks of steps once the others fit the next smaller shape.
 """
 
 import concurrent.futures
@@ -34,9 +33,10 @@ from pivotrl_jax.models import qwen3
 _SHORTEST = 64  # Tokens of the shortest line that has a program of its own.
 _SMALLEST = 8  # Rows of the smallest batch, about.
 _LAID_OUT = 1024  # Tokens of the smallest trie that is copied out of the pool.
-_READ = 8  # What it costs to read a key, in rows that see it.
-_STEM = 512  # Tokens of the shortest stem.
-_STEMS = 2048  # Tokens of the shortest line of a room with stems.
+_LONG = 2048  # Tokens of a line that is a batch by itself,
+_WIDE, _WIDEST = 4, 64  # with as many prompts' branches, and so many at most.
+_READ = 8  # What it costs to read a key, in rows that see it,
+_STEP = 2048  # and all else of a row's step, in keys that it sees.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
 _PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
@@ -66,22 +66,29 @@ class Room:
     lines: most lines of a batch.
     rows: most branches of a line.
     tokens: most prompt tokens of a batch, padding included.
-    stem: most tokens of a stem; 0: there is none.
+    wide: most branches of a long line by itself; 0: it is as others are.
   """
 
   lengths: tuple[int, ...]
   lines: int
   rows: int
   tokens: int
-  stem: int = 0
+  wide: int = 0
 
   def length(self, tokens: int) -> int:
     """The shortest line that holds `tokens`; a new one where none does."""
     fitting = (length for length in self.lengths if length >= tokens)
     return next(fitting, trees.bucket(tokens))
 
+  def alone(self, length: int) -> bool:
+    """Whether a line of so many tokens is a batch by itself."""
+    return self.wide > 0 and length >= _LONG
+
   def shapes(self, length: int) -> list[tuple[int, int]]:
     """Lines and branches of a batch: the whole, then ever smaller ones."""
+    if self.alone(length):
+      halvings = (self.wide // _SMALLEST).bit_length()
+      return [(1, self.wide >> n) for n in range(halvings)]
     size = min(self.lines, _round_up(self.tokens // length + 1) // 2)
     shapes = [(max(1, size), self.rows)]
     while (last := shapes[-1])[0] * last[1] > _SMALLEST:
@@ -167,9 +174,7 @@ class JaxSampler:
     """See `engines.base.Engine`."""
     every = [*lengths, *[longest] * prompts] if longest else [*lengths]
     least = 1 if longest else min(every)
-    self._room = room = self._fitting(
-      least, max(every), prompts, rows, stems=not sampling.goes_on
-    )
+    self._room = room = self._fitting(least, max(every), prompts, rows)
     self._grow(pool_size(every, prompts, self._batch_tokens))
     self._pool = self._pool or self._empty_pool()
     self._cold = {
@@ -183,12 +188,11 @@ class JaxSampler:
         for i in range(len(shapes))
       ]
     if len(lengths):
-      # Lines beside a stem are shorter than prompts: only calls tell.
       least, most = (room.length(end(lengths)) for end in (min, max))
       self._warm(
-        (kind, size)
-        for kind, size in list(self._cold)
-        if kind == _PREFILL or not room.stem and least <= size <= most
+        key
+        for key in list(self._cold)
+        if key[0] == _PREFILL or least <= key[1] <= most
       )
 
   def _warm(self, keys):
@@ -210,31 +214,23 @@ class JaxSampler:
       some = (np.zeros(n, np.int32),) * 3
       _compile(_prefill, self._model, self._params, *some, trie, ends)
     _compile(_kept, self._pool, trie, ends)
-    self._warm_up_stem()
-
-  def _warm_up_stem(self):
-    """What `_decode` takes of a stem, as shapes."""
-    if not self._room.stem:
-      return None
-    slots = np.zeros((1, self._room.stem), np.int32)
-    return _compile(_lines, self._model.attention, self._pool, slots), 0
 
   def _warm_up_decode(self, length, shapes, sampling):
     """The programs of a shape, and those that drop to the others."""
     size, rows = shapes[0]
     slots = np.zeros((size, length), np.int32)
     tries = _compile(_lines, self._model.attention, self._pool, slots), slots
-    stem = self._warm_up_stem()
     cache = _compile(_no_keys, *self._own(size, rows, sampling))
     state = _state(np.zeros((size, rows), np.int32), cache)
-    step = self._steps(tries, stem, state, 0, 0, sampling)
-    state, *_ = _compile(_decode, *step)
+    state, *_ = _compile(_decode, *self._steps(tries, state, 0, 0, sampling))
     if sampling.goes_on:
       slots = np.zeros((size, rows, sampling.max_tokens), np.int32)
       _compile(_kept_own, self._pool, state["cache"], slots)
-    for size, rows in shapes[1:]:
-      kept = np.zeros(size, int), np.zeros((size, rows), int)
-      _compile(_gather, tries, state, *kept)
+    for fewer, rows in shapes[1:]:
+      lines = np.zeros(fewer, int)
+      if fewer < size:
+        _compile(_of_lines, tries, lines)
+      _compile(_of_rows, state, lines, np.zeros((fewer, rows), int))
 
   @property
   def _laid_out(self):
@@ -250,13 +246,12 @@ class JaxSampler:
     one = functools.partial(jnp.zeros, shape, self._model.dtype)
     return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
-  def _fitting(self, least, most, prompts, rows, *, stems):
+  def _fitting(self, least, most, prompts, rows):
     """The room for prompts of so many tokens, `rows` at most on one."""
     longest = max(trees.bucket(most), _SHORTEST)
-    stem = longest if stems and longest >= _STEMS else 0
     used = {
       min(_line(n), longest)
-      for n in range(1 if stem else least, longest + _SHORTEST, _SHORTEST)
+      for n in range(least, longest + _SHORTEST, _SHORTEST)
     }
     rows = _round_up(min(rows, self._batch_rows))
     return Room(
@@ -264,8 +259,18 @@ class JaxSampler:
       lines=_round_up(min(prompts, max(1, self._batch_rows // rows))),
       rows=rows,
       tokens=self._batch_tokens,
-      stem=stem,
+      wide=self._wide(rows),
     )
+
+  def _wide(self, rows):
+    """`Room.wide` where a prompt has so many rows.
+
+    One line leaves most of a GPU idle; prompts of few rows, such as episodes,
+    have little in common.
+    """
+    wide = max(rows, min(_WIDE * rows, _WIDEST))
+    kernels = attention.by_kernels(self._model.attention, self._model.dtype)
+    return 0 if kernels or wide <= _SMALLEST else wide
 
   def _grow(self, tokens):
     """Makes the pool hold so many, and keep what it holds."""
@@ -295,9 +300,8 @@ class JaxSampler:
       distinct = 1 + int((order.lengths > order.shared).sum())
       rows = -(-len(prompts) // distinct)
       room = self._fitting(
-        int(order.lengths.min()), longest, distinct, rows,
-        stems=not sampling.goes_on,
-      )  # fmt: skip
+        int(order.lengths.min()), longest, distinct, rows
+      )
     wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
     self._grow(max(longest, wanted))
     out: list[base.Completion | None] = [None] * len(prompts)
@@ -305,25 +309,10 @@ class JaxSampler:
     for part in self._cache.parts(order):
       held = self._cache.hold(prompts, part)
       self._prefill(held)
-      size, stem = self._stem(held, part, room)
-      for group in _plan(_cut_lines(held, part, room, size), room):
-        for row, completion in self._run(
-          group, stem, room, prompts, sampling, seeds
-        ):
+      for group in _plan(_cut_lines(held, part, room), room):
+        for row, completion in self._run(group, room, prompts, sampling, seeds):
           out[row] = completion
     return out
-
-  def _stem(self, held, part, room):
-    """How many tokens the stem of a part has, and what `_decode` takes of it:
-    None in a room without.
-    """
-    if not room.stem:
-      return 0, None
-    size = int(min(part.lengths[0], *part.shared[1:], room.stem))
-    size = size if _STEM <= size < part.lengths.max() else 0
-    slots = np.zeros((1, room.stem), np.int32)
-    slots[0, :size] = held.slots[:size]
-    return size, (_lines(self._model.attention, self._pool, slots), size)
 
   def _prefill(self, held):
     """Computes what is new of a part of the prompts, and keeps it."""
@@ -360,7 +349,7 @@ class JaxSampler:
       self.stats.prefilled_tokens += n
     return kv
 
-  def _run(self, group, stem, room, prompts, sampling, seeds):
+  def _run(self, group, room, prompts, sampling, seeds):
     """Samples one batch of lines; yields (row, Completion)."""
     length = room.length(max(len(line.slots) for line in group))
     self._warm([(_DECODE, length)])
@@ -379,7 +368,7 @@ class JaxSampler:
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
       state, new_ids, new_log_probs, new_routes = _decode(
-        *self._steps(tries, stem, state, start, end, sampling)
+        *self._steps(tries, state, start, end, sampling)
       )
       done, counted, new_ids, new_log_probs, new_routes = jax.device_get(
         (state["done"], state["length"], new_ids, new_log_probs, new_routes)
@@ -398,8 +387,11 @@ class JaxSampler:
         if sampling.goes_on:
           leaving = np.where(done, rows[at], -1)
           self._keep(state, leaving, prompts, ids[at], length[at])
-        tries, state = _gather(tries, state, *keep)
-        place = place[:, keep[0][:, None], keep[1]]
+        lines, branches = keep
+        if len(lines) < len(done):
+          tries = _of_lines(tries, lines)
+        state = _of_rows(state, lines, branches)
+        place = place[:, lines[:, None], branches]
     if sampling.goes_on:
       at = tuple(place)  # The last chunk may have dropped some.
       self._keep(state, rows[at], prompts, ids[at], length[at])
@@ -433,14 +425,14 @@ class JaxSampler:
         slots[at][: len(said)] = found
     self._pool = _kept_own(self._pool, state["cache"], slots)
 
-  def _steps(self, tries, stem, state, start, end, sampling):
+  def _steps(self, tries, state, start, end, sampling):
     """What `_decode` takes, with this engine's weights."""
     unembed = qwen3.unembedding(self._params, self._config)
     filters = (sampling.top_k, sampling.top_p, self._routed)
     knobs = (jnp.float32(sampling.temperature), jnp.array(sampling.stop_ids))
     return (
       self._model, self._chunk, filters, self._params, unembed,
-      tries, stem, state, start, end, knobs,
+      tries, state, start, end, knobs,
     )  # fmt: skip
 
   def _start(self, group, length, shapes, prompts, sampling, seeds):
@@ -500,29 +492,37 @@ def chunks(tokens: int) -> list[int]:
   return found
 
 
-def _cut_lines(held, order, room, stem):
+def _cut_lines(held, order, room):
   """The lines that decode the rows of a part for the least reading.
 
   Args:
     held: the part.
     order: of its rows.
     room: a line has one of its lengths.
-    stem: how many of the part's first tokens are not in its lines.
   """
   trie, past = held.trie, held.trie.past
   # As long as the longest prompt alone wants, so that no shape is new.
-  most = np.array([room.length(n - stem) for n in order.lengths])
+  most = np.array([room.length(n) for n in order.lengths])
   lengths = np.unique([*room.lengths, *most])
+  long = np.array([room.alone(n) for n in lengths])
 
   def cost(firsts, last, tokens):
-    rows, tokens = last - firsts + 1, tokens - stem
+    rows = last - firsts + 1
     fits = tokens <= np.maximum.accumulate(most[last::-1])[::-1]
+    at = np.searchsorted(lengths, np.minimum(tokens, lengths[-1]))
+    size, by_itself = lengths[at], long[at]
+    fits &= rows <= np.where(by_itself, room.wide, room.rows)
     # All keys of a line are read at every step, and every row sees them.
-    size = lengths[np.searchsorted(lengths, np.minimum(tokens, lengths[-1]))]
-    return np.where(fits & (rows <= room.rows), (_READ + rows) * size, np.inf)
+    branches = np.maximum(_SMALLEST, 1 << np.ceil(np.log2(rows)).astype(int))
+    price = np.where(
+      by_itself,
+      (_READ + branches) * (_STEP + size),
+      (_READ + rows) * size,
+    )
+    return np.where(fits, price, np.inf)
 
   for run in trees.cut(order, cost):
-    places = trees.above(trie, past[run])[stem:]
+    places = trees.above(trie, past[run])
     upto = np.searchsorted(places, past[run], side="right") - 1
     yield Line(
       held.slots[places],
@@ -638,7 +638,7 @@ def _lines(body, pool, slots):
   jax.jit, static_argnums=(0, 1, 2), donate_argnames=("state",)
 )
 def _decode(
-  model, chunk, filters, params, unembed, tries, stem, state, start, end, knobs
+  model, chunk, filters, params, unembed, tries, state, start, end, knobs
 ):
   """Steps `start..end` of every branch, or until all are done.
 
@@ -655,7 +655,7 @@ def _decode(
     step, state, ids, log_probs, routes = carry
     (hidden, cache), found = model.apply(
         {"params": params}, state["tokens"], *tries, state["past"],
-        state["depths"], state["cache"], step, stem, method="decode",
+        state["depths"], state["cache"], step, method="decode",
         mutable=[moe.ROUTES] if routed else [],
     )  # fmt: skip
     if routed:
@@ -787,19 +787,25 @@ def _compact(done, shapes):
   size, branches = _smallest(shapes, live.any(1).sum(), live.sum(1).max())
   if size * branches >= done.size:
     return None
-  line_order = np.argsort(~live.any(1), kind="stable")[:size]
+  line_order = np.arange(len(done))
+  if size < len(done):
+    line_order = np.argsort(~live.any(1), kind="stable")[:size]
   branch_order = np.argsort(done, axis=1, kind="stable")[:, :branches]
   return line_order, branch_order[line_order]
 
 
 @jax.jit
-def _gather(tries, state, lines, branches):
-  tries = jax.tree.map(lambda x: x[lines], tries)
+def _of_lines(tries, lines):
+  return jax.tree.map(lambda x: x[lines], tries)
+
+
+@jax.jit
+def _of_rows(state, lines, branches):
   at = lines[:, None], branches
   flat = (lines[:, None] * state["past"].shape[1] + branches).reshape(-1)
   cache = jax.tree.map(lambda x: x[flat], state["cache"])
   rest = {name: x[at] for name, x in state.items() if name != "cache"}
-  return tries, rest | {"cache": cache}
+  return rest | {"cache": cache}
 
 
 def _round_up(count):

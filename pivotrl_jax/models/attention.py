@@ -5,7 +5,7 @@ it and does not end before it, and so does a branch from the place where it
 leaves the trie, and a branch's token in its own branch. So one primitive is
 enough, `attend`, whose mask is two integers: a place a query, an end a key.
 What a branch token gets from the trie and from its own branch is joined by
-`join`, exactly, from the two log-sum-exps.
+`merge`, exactly, from the two log-sum-exps.
 
 What computes it is the `body`, one of `BODIES`, all of one meaning:
 - `dense` and `xla`: `attention_xla`, on every backend; `fine` is `xla` in small
@@ -60,20 +60,20 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   return turned.reshape(x.shape).astype(x.dtype)
 
 
-def join(
+def merge(
   first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
   """Joins the attention over two disjoint sets of keys.
 
   Args:
     first, second: (output `[..., C]`, log-sum-exp `[...]`) of `attend`.
 
   Returns:
-    What `attend` over the union of the keys gives.
+    `[..., C]` what attention over the union of the keys gives.
   """
   share = jax.nn.sigmoid(first[1] - second[1])
   joined = sums.scaled(first[0], share) + sums.scaled(second[0], 1.0 - share)
-  return joined.astype(first[0].dtype), jnp.logaddexp(first[1], second[1])
+  return joined.astype(first[0].dtype)
 
 
 def _on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,7 +235,7 @@ def by_library(q, k, v, length, *, implementation="cudnn"):
 
 def trie_keys(k, *, body="auto"):
   """Keys `[B, K, S, C]` of lines, as `attend_trie` reads them at every step."""
-  return k if _by_kernels(body, k.dtype) else jnp.swapaxes(k, 2, 3)
+  return k if by_kernels(body, k.dtype) else jnp.swapaxes(k, 2, 3)
 
 
 def attend_trie(q, k, v, place, ends, *, body="auto"):
@@ -247,29 +247,9 @@ def attend_trie(q, k, v, place, ends, *, body="auto"):
     v, place, ends: see `attend`.
     body: one of `BODIES`.
   """
-  if _by_kernels(body, q.dtype):
+  if by_kernels(body, q.dtype):
     return attention_pallas.decode(q, k, v, place, ends)
   return attention_xla.decode(q, k, v, place, ends)
-
-
-def attend_stem(q, k, v, length, *, body="auto"):
-  """`attend_trie` of keys that all branches of all lines see.
-
-  Args:
-    q: `[B, N, H, C]`.
-    k: `[1, K, ...]` of `trie_keys`.
-    v: `[1, K, S, C]`.
-    length: scalar, how many of the keys are seen.
-    body: one of `BODIES`.
-  """
-  all_of_one = q.reshape(1, -1, *q.shape[2:])
-  place = jnp.full(all_of_one.shape[:2], length - 1)
-  ends = jnp.full((1, v.shape[2]), length)
-  decode = attention_xla.decode_long
-  if _by_kernels(body, q.dtype):
-    decode = attention_pallas.decode
-  out, lse = decode(all_of_one, k, v, place, ends)
-  return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
 def attend_own(q, k, v, length):
@@ -304,7 +284,8 @@ def in_both_modes(body: str, dtype: Any) -> str:
   return "pallas" if chosen == "cudnn" else chosen
 
 
-def _by_kernels(body, dtype):
+def by_kernels(body: str, dtype: Any) -> bool:
+  """Whether `body` is kernels written for a GPU."""
   return _chosen(body, dtype) in ("pallas", "cudnn")
 
 

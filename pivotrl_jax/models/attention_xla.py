@@ -17,8 +17,6 @@ from pivotrl_jax.models import backend
 from pivotrl_jax.models import sums
 
 _CPU_SCORES = 1 << 21  # Scores of a block, over batch and heads.
-_CPU_KEYS = 512  # Keys of a block in decoding.
-_CPU_LONG = 1 << 18  # Scores of a block, of a head, in decoding a stem.
 # Of keys that are not seen, and the least maximum of a row: finite, so that
 # differences never make a NaN, and so far apart that exp gives exactly 0.
 MASKED, LEAST = -1e30, -1e29
@@ -99,27 +97,7 @@ def decode(q, k, v, place, ends):
     k: `[B, K, C, S]`, as the product reads them fastest.
     v, place, ends: see `attend`.
   """
-  rows, size = q.shape[1], v.shape[2]
-  walk = functools.partial(_walk, keys="bkcs")
-  if backend.name() != "cpu" or rows < 16 or size % _CPU_KEYS:
-    return walk(q, k, v, place, ends, size)
-  # The scores of a block stay in the caches, and a half stops where its last
-  # branch does.
-  halves = [
-    walk(q[:, half], k, v, place[:, half], ends, _CPU_KEYS)
-    for half in (slice(rows // 2), slice(rows // 2, None))
-  ]
-  return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *halves)
-
-
-def decode_long(q, k, v, place, ends):
-  """`decode` by blocks of keys, of which those that nobody sees are left out;
-  their size divides S.
-  """
-  rows = q.shape[1] * q.shape[2] // k.shape[1]
-  block = max(_CPU_KEYS, _CPU_LONG >> (rows - 1).bit_length())
-  block = math.gcd(v.shape[2], block)
-  return _walk(q, k, v, place, ends, block, keys="bkcs")
+  return _walk(q, k, v, place, ends, v.shape[2], keys="bkcs")
 
 
 def _walk(q, k, v, place, ends, block, *, keys="bksc"):

@@ -272,7 +272,7 @@ class Layer(nn.Module):
     own = attention.attend_near(
       q, *kv, layout.branch_ends, reach=reach, body=self.attention
     )
-    return self._finish(x, attention.join(past, own)[0], tokens)
+    return self._finish(x, attention.merge(past, own), tokens)
 
   def both(self, trie, branch, ropes, layout, reach, last, tokens, kv):
     """`trie` where its keys and values are not given, and `branches` where
@@ -320,7 +320,7 @@ class Layer(nn.Module):
     )
     return self._finish(x, heads), pool
 
-  def decode(self, x, rope, trie, past, cache, step, stem=None):
+  def decode(self, x, rope, trie, past, cache, step):
     """`[B, N, D]`, one token a branch, at place `step` of its cache.
 
     Args:
@@ -332,8 +332,6 @@ class Layer(nn.Module):
       cache: the branches' keys `[B * N, K, C, S]` and values
         `[B * N, K, S, C]`: with more leading axes XLA updates a copy on CPU.
       step: scalar, how many tokens of each branch are in the cache.
-      stem: what all lines begin with and `trie` does not hold: keys of
-        `attention.trie_keys`, values `[1, K, S, C]`, and how many they are.
 
     Returns:
       `[B, N, D]` and the cache with this token's keys and values.
@@ -351,11 +349,8 @@ class Layer(nn.Module):
     )
     k, v, ends = trie
     past = attention.attend_trie(q, k, v, past, ends, body=self.attention)
-    if stem is not None:
-      of_all = attention.attend_stem(q, *stem, body=self.attention)
-      past = attention.join(of_all, past)
     own = attention.attend_own(q, *cache, step + 1)
-    return self._finish(x, attention.join(past, own)[0]), cache
+    return self._finish(x, attention.merge(past, own)), cache
 
 
 class Qwen3(nn.Module):
@@ -537,9 +532,7 @@ class Qwen3(nn.Module):
       pools.append(kv)
     return tuple(pools)
 
-  def decode(
-    self, tokens, tries, ends, past, depths, cache, step, stem=None
-  ):
+  def decode(self, tokens, tries, ends, past, depths, cache, step):
     """Hidden states `[B, N, D]` of one token a branch, and the cache.
 
     Args:
@@ -551,14 +544,12 @@ class Qwen3(nn.Module):
       depths: `[B, N]` position of each branch's first token.
       cache: of the branches, see `Layer.decode`.
       step: scalar, how many tokens are in the cache.
-      stem: keys and values a layer, and how many; see `Layer.decode`.
     """
     x, caches = self.embed_tokens(tokens), []
     rope = self._rope((depths + step)[..., None])
     for i, (kv, own) in enumerate(zip(tries, cache, strict=True)):
-      of_all = None if stem is None else (*stem[0][i], stem[1])
       x, own = self._of_layer(
-        i, "decode", x, rope, (*kv, ends), past, own, step, of_all
+        i, "decode", x, rope, (*kv, ends), past, own, step
       )
       caches.append(own)
     return self.norm(x), tuple(caches)

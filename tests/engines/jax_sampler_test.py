@@ -1,5 +1,6 @@
 """The embedded sampler: a row is a function of its prompt and seed."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -209,28 +210,24 @@ def test_the_pool_outlives_a_call_until_the_weights_change(params):
     _same(left, right)
 
 
-@pytest.mark.parametrize("body", ["xla", "pallas"])
-def test_what_all_prompts_begin_with_is_read_apart(engine, params, body):
-  """A stem of 700 tokens in a room for 2,048; and one that is a prompt."""
+def test_turns_of_a_trajectory_decode_in_one_long_line(engine, params):
   rng = np.random.default_rng(4)
-  stem, rest = rng.integers(0, 64, 701), rng.integers(0, 64, (3, 40))
-  prompts = [
-    np.append(stem, end).astype(np.int32)
-    for end in (rest[0], rest[0], rest[0][:25], rest[1], rest[2], [])
-  ]
-  apart = jax_sampler.JaxSampler(TINY, chunk=4, attention=body)
-  apart.load(params, "0")
-  apart.prepare([2048], _sampling(), prompts=5, rows=2)
+  path, other = rng.integers(0, 64, (2, 2000)).astype(np.int32)
+  turns = [path[:n] for n in (2000, 1100, 1500, 1900)] + [other]
+  prompts = [turn for turn in turns for _ in range(4)]
+  long = jax_sampler.JaxSampler(TINY, chunk=4)
+  long.load(params, "0")
+  long.prepare([2000], _sampling(), prompts=5, rows=4)
   compiled = compilations.Compilations()
-  got = apart.sample(prompts, _sampling(), range(6))
-  # Nothing in common: no stem, in the same programs.
-  other = rng.integers(0, 64, 700).astype(np.int32)
-  again = apart.sample([other, prompts[0]], _sampling(), [8, 0])[1]
+  got = long.sample(prompts, _sampling(), range(20))
   assert not compiled.count
-  _same(again, got[0], near=1e-4)
-  for row, completion in enumerate(got):
+  for row in (0, 4, 9, 15, 19):  # Of each turn.
     alone = engine.sample([prompts[row]], _sampling(), [row])[0]
-    _same(alone, completion, near=1e-4)
+    _same(alone, got[row], near=1e-4)
+  # 2 lines of 2,048: the 16 rows of the path, the 4 of the other in 8 slots.
+  greedy = _sampling(temperature=0.0, stop_ids=(-1,))
+  long.sample(prompts, greedy, range(20))
+  assert long.stats.decoded_slots == (16 + 8) * greedy.max_tokens
 
 
 def test_what_is_prepared_compiles_nothing_more(engine, params, prompts):
@@ -321,6 +318,10 @@ def test_shapes_of_a_room():
   # 4,096 tokens hold eight lines of 512.
   assert room.shapes(512) == [(8, 8), (8, 2), (2, 2)]
   assert [room.length(n) for n in (1, 256, 257)] == [256, 256, 512]
+  # A long line is a batch; its branches are halved.
+  room = dataclasses.replace(room, lengths=(1024, 2048), wide=32)
+  assert room.shapes(1024) == [(4, 8), (4, 2)]
+  assert room.shapes(2048) == [(1, 32), (1, 16), (1, 8)]
 
 
 def test_misuse_is_an_error(prompts):
