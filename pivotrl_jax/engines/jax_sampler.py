@@ -174,7 +174,9 @@ class JaxSampler:
     """See `engines.base.Engine`."""
     every = [*lengths, *[longest] * prompts] if longest else [*lengths]
     least = 1 if longest else min(every)
-    self._room = room = self._fitting(least, max(every), prompts, rows)
+    self._room = room = self._fitting(
+      least, max(every), prompts, rows, sampling
+    )
     self._grow(pool_size(every, prompts, self._batch_tokens))
     self._pool = self._pool or self._empty_pool()
     self._cold = {
@@ -188,11 +190,11 @@ class JaxSampler:
         for i in range(len(shapes))
       ]
     if len(lengths):
-      least, most = (room.length(end(lengths)) for end in (min, max))
+      least, most = min(lengths), room.length(max(lengths))
       self._warm(
-        key
-        for key in list(self._cold)
-        if key[0] == _PREFILL or least <= key[1] <= most
+        (kind, size)
+        for kind, size in list(self._cold)
+        if least <= size and (kind == _PREFILL or size <= most)
       )
 
   def _warm(self, keys):
@@ -246,7 +248,7 @@ class JaxSampler:
     one = functools.partial(jnp.zeros, shape, self._model.dtype)
     return tuple((one(), one()) for _ in range(c.num_hidden_layers))
 
-  def _fitting(self, least, most, prompts, rows):
+  def _fitting(self, least, most, prompts, rows, sampling):
     """The room for prompts of so many tokens, `rows` at most on one."""
     longest = max(trees.bucket(most), _SHORTEST)
     used = {
@@ -259,18 +261,19 @@ class JaxSampler:
       lines=_round_up(min(prompts, max(1, self._batch_rows // rows))),
       rows=rows,
       tokens=self._batch_tokens,
-      wide=self._wide(rows),
+      wide=self._wide(rows, sampling),
     )
 
-  def _wide(self, rows):
+  def _wide(self, rows, sampling):
     """`Room.wide` where a prompt has so many rows.
 
-    One line leaves most of a GPU idle; prompts of few rows, such as episodes,
-    have little in common.
+    None on a GPU, most of which one line leaves idle, and none for rows that
+    go on: they part ways.
     """
     wide = max(rows, min(_WIDE * rows, _WIDEST))
     kernels = attention.by_kernels(self._model.attention, self._model.dtype)
-    return 0 if kernels or wide <= _SMALLEST else wide
+    narrow = kernels or sampling.goes_on or wide <= _SMALLEST
+    return 0 if narrow else wide
 
   def _grow(self, tokens):
     """Makes the pool hold so many, and keep what it holds."""
@@ -300,7 +303,7 @@ class JaxSampler:
       distinct = 1 + int((order.lengths > order.shared).sum())
       rows = -(-len(prompts) // distinct)
       room = self._fitting(
-        int(order.lengths.min()), longest, distinct, rows
+        int(order.lengths.min()), longest, distinct, rows, sampling
       )
     wanted = 0 if self._room else min(order.tokens(), self._batch_tokens)
     self._grow(max(longest, wanted))
