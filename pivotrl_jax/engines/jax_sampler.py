@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ _WIDE, _WIDEST = 4, 64  # with as many prompts' branches, and so many at most.
 _READ = 8  # What it costs to read a key, in rows that see it,
 _STEP = 2048  # and all else of a row's step, in keys that it sees.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
+_AT_ONCE = 8  # Batches, at most.
 _PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
 
@@ -312,8 +314,13 @@ class JaxSampler:
     for part in self._cache.parts(order):
       held = self._cache.hold(prompts, part)
       self._prefill(held)
-      for group in _plan(_cut_lines(held, part, room), room):
-        for row, completion in self._run(group, room, prompts, sampling, seeds):
+      groups = list(_plan(_cut_lines(held, part, room), room))
+      for slots, found in self._decoded(
+        groups, room, prompts, sampling, seeds
+      ):
+        self.stats.decoded_slots += slots
+        for row, completion in found:
+          self.stats.sampled_tokens += len(completion.ids)
           out[row] = completion
     return out
 
@@ -352,10 +359,36 @@ class JaxSampler:
       self.stats.prefilled_tokens += n
     return kv
 
-  def _run(self, group, room, prompts, sampling, seeds):
-    """Samples one batch of lines; yields (row, Completion)."""
-    length = room.length(max(len(line.slots) for line in group))
-    self._warm([(_DECODE, length)])
+  def _decoded(self, groups, room, prompts, sampling, seeds):
+    """What `_run` returns of each batch.
+
+    Small ones run at once, as many as one may have tokens: what is little work
+    for all cores in turn is more for each core by itself.
+    """
+    lengths = [
+      room.length(max(len(line.slots) for line in group)) for group in groups
+    ]
+    self._warm((_DECODE, length) for length in lengths)
+    device = jax.config.jax_default_device  # Of this thread.
+
+    def run(group, length):
+      with jax.default_device(device):
+        return self._run(group, length, room, prompts, sampling, seeds)
+
+    most = max(length * room.shapes(length)[0][0] for length in lengths)
+    at_once = min(_AT_ONCE, os.cpu_count() or 1, room.tokens // most)
+    if at_once < 2 or sampling.goes_on:  # Going on writes to the pool.
+      yield from map(run, groups, lengths)
+      return
+    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+      yield from threads.map(run, groups, lengths)
+
+  def _run(self, group, length, room, prompts, sampling, seeds):
+    """Samples one batch of lines.
+
+    Returns:
+      Branch slots times steps, and (row, Completion) of each row.
+    """
     shapes = room.shapes(length)
     tries, state, rows = self._start(
       group, length, shapes, prompts, sampling, seeds
@@ -367,7 +400,7 @@ class JaxSampler:
       each = (len(self._routed), self._config.num_experts_per_tok)
       routes = np.zeros((*ids.shape, *each), np.int16)
     length = np.zeros(rows.shape, np.int32)
-    place = np.indices(rows.shape)
+    place, slots = np.indices(rows.shape), 0
     for start in range(0, sampling.max_tokens, self._chunk):
       end = min(start + self._chunk, sampling.max_tokens)
       state, new_ids, new_log_probs, new_routes = _decode(
@@ -382,7 +415,7 @@ class JaxSampler:
       if self._routed:
         routes[(*at, slice(start, end))] = new_routes[:, :, : end - start]
       length[at] = counted
-      self.stats.decoded_slots += done.size * (end - start)
+      slots += done.size * (end - start)
       if done.all():
         break
       keep = _compact(done, shapes)
@@ -402,19 +435,18 @@ class JaxSampler:
       np.take_along_axis(ids, np.maximum(length - 1, 0)[..., None], -1),
       sampling.stop_ids,
     )[..., 0]
+    found = []
     for at in zip(*np.nonzero(rows >= 0), strict=True):
       size = length[at]
-      self.stats.sampled_tokens += int(size)
-      yield (
-        rows[at],
-        base.Completion(
-          ids[at][:size].copy(),
-          log_probs[at][:size].copy(),
-          "stop" if stopped[at] else "length",
-          self.version,
-          routes=None if routes is None else routes[at][:size].copy(),
-        ),
+      completion = base.Completion(
+        ids[at][:size].copy(),
+        log_probs[at][:size].copy(),
+        "stop" if stopped[at] else "length",
+        self.version,
+        routes=None if routes is None else routes[at][:size].copy(),
       )
+      found.append((rows[at], completion))
+    return slots, found
 
   def _keep(self, state, rows, prompts, ids, length):
     """Keeps the keys of what rows `[B, N]` said, the first `length` of `ids`;

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import flax.linen as nn
 import jax
@@ -210,7 +211,9 @@ def test_the_pool_outlives_a_call_until_the_weights_change(params):
     _same(left, right)
 
 
-def test_turns_of_a_trajectory_decode_in_one_long_line(engine, params):
+def test_turns_of_a_trajectory_decode_in_one_long_line(
+  engine, params, monkeypatch
+):
   rng = np.random.default_rng(4)
   path, other = rng.integers(0, 64, (2, 2000)).astype(np.int32)
   turns = [path[:n] for n in (2000, 1100, 1500, 1900)] + [other]
@@ -224,6 +227,12 @@ def test_turns_of_a_trajectory_decode_in_one_long_line(engine, params):
   for row in (0, 4, 9, 15, 19):  # Of each turn.
     alone = engine.sample([prompts[row]], _sampling(), [row])[0]
     _same(alone, got[row], near=1e-4)
+  # The lines run at once, or one after another: the same bits.
+  monkeypatch.setattr(os, "cpu_count", lambda: 1)
+  for left, right in zip(
+    got, long.sample(prompts, _sampling(), range(20)), strict=True
+  ):
+    _same(left, right, near=0)
   # 2 lines of 2,048: the 16 rows of the path, the 4 of the other in 8 slots.
   greedy = _sampling(temperature=0.0, stop_ids=(-1,))
   long.sample(prompts, greedy, range(20))
