@@ -27,6 +27,7 @@ from pivotrl_jax.data import trees
 from pivotrl_jax.engines import base
 from pivotrl_jax.engines import prefix_cache
 from pivotrl_jax.models import attention
+from pivotrl_jax.models import backend
 from pivotrl_jax.models import moe
 from pivotrl_jax.models import qwen3
 
@@ -39,7 +40,6 @@ _WIDE, _WIDEST = 4, 64  # with as many prompts' branches, and so many at most.
 _READ = 8  # What it costs to read a key, in rows that see it,
 _STEP = 2048  # and all else of a row's step, in keys that it sees.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
-_AT_ONCE = 8  # Batches, at most.
 _PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
 
@@ -269,13 +269,13 @@ class JaxSampler:
   def _wide(self, rows, sampling):
     """`Room.wide` where a prompt has so many rows.
 
-    None on a GPU, most of which one line leaves idle, and none for rows that
-    go on: they part ways.
+    None for rows that go on: they part ways; and on CPU only: elsewhere a step
+    reads the weights, for few rows as for many.
     """
     wide = max(rows, min(_WIDE * rows, _WIDEST))
-    kernels = attention.by_kernels(self._model.attention, self._model.dtype)
-    narrow = kernels or sampling.goes_on or wide <= _SMALLEST
-    return 0 if narrow else wide
+    if backend.name() != "cpu" or sampling.goes_on or wide <= _SMALLEST:
+      return 0
+    return wide
 
   def _grow(self, tokens):
     """Makes the pool hold so many, and keep what it holds."""
@@ -362,8 +362,8 @@ class JaxSampler:
   def _decoded(self, groups, room, prompts, sampling, seeds):
     """What `_run` returns of each batch.
 
-    Small ones run at once, as many as one may have tokens: what is little work
-    for all cores in turn is more for each core by itself.
+    On CPU small ones run at once, as many as one may have tokens: each has too
+    little work for all cores.
     """
     lengths = [
       room.length(max(len(line.slots) for line in group)) for group in groups
@@ -376,8 +376,9 @@ class JaxSampler:
         return self._run(group, length, room, prompts, sampling, seeds)
 
     most = max(length * room.shapes(length)[0][0] for length in lengths)
-    at_once = min(_AT_ONCE, os.cpu_count() or 1, room.tokens // most)
-    if at_once < 2 or sampling.goes_on:  # Going on writes to the pool.
+    at_once = min(os.cpu_count() or 1, room.tokens // most)
+    # Going on writes to the pool.
+    if backend.name() != "cpu" or sampling.goes_on or at_once < 2:
       yield from map(run, groups, lengths)
       return
     with concurrent.futures.ThreadPoolExecutor(at_once) as threads:

@@ -235,7 +235,7 @@ def by_library(q, k, v, length, *, implementation="cudnn"):
 
 def trie_keys(k, *, body="auto"):
   """Keys `[B, K, S, C]` of lines, as `attend_trie` reads them at every step."""
-  return k if by_kernels(body, k.dtype) else jnp.swapaxes(k, 2, 3)
+  return k if _by_kernels(body, k.dtype) else jnp.swapaxes(k, 2, 3)
 
 
 def attend_trie(q, k, v, place, ends, *, body="auto"):
@@ -247,7 +247,7 @@ def attend_trie(q, k, v, place, ends, *, body="auto"):
     v, place, ends: see `attend`.
     body: one of `BODIES`.
   """
-  if by_kernels(body, q.dtype):
+  if _by_kernels(body, q.dtype):
     return attention_pallas.decode(q, k, v, place, ends)
   return attention_xla.decode(q, k, v, place, ends)
 
@@ -284,8 +284,7 @@ def in_both_modes(body: str, dtype: Any) -> str:
   return "pallas" if chosen == "cudnn" else chosen
 
 
-def by_kernels(body: str, dtype: Any) -> bool:
-  """Whether `body` is kernels written for a GPU."""
+def _by_kernels(body, dtype):
   return _chosen(body, dtype) in ("pallas", "cudnn")
 
 
