@@ -382,7 +382,8 @@ class JaxSampler:
       yield from map(run, groups, lengths)
       return
     with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
-      yield from threads.map(run, groups, lengths)
+      # The longest first: none is left alone at the end.
+      yield from threads.map(run, groups[::-1], lengths[::-1])
 
   def _run(self, group, length, room, prompts, sampling, seeds):
     """Samples one batch of lines.
