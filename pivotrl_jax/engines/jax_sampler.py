@@ -38,7 +38,7 @@ _LAID_OUT = 1024  # Tokens of the smallest trie that is copied out of the pool.
 _LONG = 2048  # Tokens of a line that is a batch by itself,
 _WIDE, _WIDEST = 4, 64  # with as many prompts' branches, and so many at most.
 _READ = 8  # What it costs to read a key, in rows that see it,
-_STEP = 2048  # and all else of a row's step, in keys that it sees.
+_STEP = 1024  # and all else of a row's step, in keys that it sees.
 _PREFILLED = (2048, 512, 128)  # Tokens of a chunk of prefilling.
 _PREFILL, _DECODE = "prefill", "decode"  # Kinds of programs.
 
@@ -363,7 +363,7 @@ class JaxSampler:
     """What `_run` returns of each batch.
 
     On CPU small ones run at once, as many as one may have tokens: each has too
-    little work for all cores.
+    little work for all cores; one more than cores, for each waits at times.
     """
     lengths = [
       room.length(max(len(line.slots) for line in group)) for group in groups
@@ -376,7 +376,7 @@ class JaxSampler:
         return self._run(group, length, room, prompts, sampling, seeds)
 
     most = max(length * room.shapes(length)[0][0] for length in lengths)
-    at_once = min(os.cpu_count() or 1, room.tokens // most)
+    at_once = min((os.cpu_count() or 0) + 1, room.tokens // most)
     # Going on writes to the pool.
     if backend.name() != "cpu" or sampling.goes_on or at_once < 2:
       yield from map(run, groups, lengths)
@@ -517,7 +517,7 @@ def pool_size(lengths: Sequence[int], prompts: int, most: int) -> int:
 def _line(tokens):
   """Tokens of a line that holds so many; a long one costs by its length."""
   size = max(_SHORTEST, _round_up(tokens))
-  return size * 3 // 4 if size > 2048 and tokens <= size * 3 // 4 else size
+  return size * 3 // 4 if size > 4096 and tokens <= size * 3 // 4 else size
 
 
 def chunks(tokens: int) -> list[int]:
