@@ -542,6 +542,10 @@ def _cut_lines(held, order, room):
   most = np.array([room.length(n) for n in order.lengths])
   lengths = np.unique([*room.lengths, *most])
   long = np.array([room.alone(n) for n in lengths])
+  # Of a long line, by its rows.
+  branches = np.array(
+    [max(_SMALLEST, _round_up(n)) for n in range(len(order.rows) + 1)]
+  )
 
   def cost(firsts, last, tokens):
     rows = last - firsts + 1
@@ -550,10 +554,9 @@ def _cut_lines(held, order, room):
     size, by_itself = lengths[at], long[at]
     fits &= rows <= np.where(by_itself, room.wide, room.rows)
     # All keys of a line are read at every step, and every row sees them.
-    branches = np.maximum(_SMALLEST, 1 << np.ceil(np.log2(rows)).astype(int))
     price = np.where(
       by_itself,
-      (_READ + branches) * (_STEP + size),
+      (_READ + branches[rows]) * (_STEP + size),
       (_READ + rows) * size,
     )
     return np.where(fits, price, np.inf)

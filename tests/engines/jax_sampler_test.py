@@ -211,14 +211,15 @@ def test_the_pool_outlives_a_call_until_the_weights_change(params):
     _same(left, right)
 
 
+@pytest.mark.parametrize("body", ["xla", "pallas"])
 def test_turns_of_a_trajectory_decode_in_one_long_line(
-  engine, params, monkeypatch
+  engine, params, monkeypatch, body
 ):
   rng = np.random.default_rng(4)
   path, other = rng.integers(0, 64, (2, 2000)).astype(np.int32)
   turns = [path[:n] for n in (2000, 1100, 1500, 1900)] + [other]
   prompts = [turn for turn in turns for _ in range(4)]
-  long = jax_sampler.JaxSampler(TINY, chunk=4)
+  long = jax_sampler.JaxSampler(TINY, chunk=4, attention=body)
   long.load(params, "0")
   long.prepare([2000], _sampling(), prompts=5, rows=4)
   compiled = compilations.Compilations()
